@@ -1,0 +1,185 @@
+/*
+nrinv: the noise from which a diffusion sampler draws a given image.
+
+A sampler with E network evaluations and K noise draws is a linear form in its state s, the network outputs m and the
+noises n:
+
+    s_{j+1} = sum_{k<=j} alpha_jk s_k + beta_jk m_k + sum_k gamma_jk n_k      m_j = network(i_j s_j, t_j)      z_0 = s_E
+
+`nri_sampler` holds that form, `nri_inversion` finds s_0 from s_E.  The library never calls the network: `next` says which
+sample at which timestep has to be evaluated, `feed` takes the answer (reverse communication).
+
+Symbols: z iterate, f fixed-point map, r = f - z residual, m network output, B batch, D elements per sample, M Anderson
+depth.  Nothing here knows Python or a tensor library; vectors are reached through vec.h.
+*/
+#ifndef NRINV_H
+#define NRINV_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "vec.h"
+
+/* ------------------------------------------------------------------------------------------------------- sampler.c */
+
+typedef struct {
+    int evaluations, noises; /* E, K */
+    int window;              /* a step reads s_k and m_k for k > j - window only */
+    bool first_order;        /* the way back needs no network output but the step's own */
+    double *timesteps;       /* [E] */
+    double *inputs;          /* [E] i_j */
+    double *steps;           /* [E][2E + K] alpha, beta, gamma: the local form */
+    double *states;          /* [E + 1][1 + E + K] s_j in z_T, m, n: the global form */
+    double *back;            /* [E][1 + E + K] A, b, C: s_{j+1} = A s_j + sum_{k<=j} b_k m_k + sum_k C_k n_k */
+    bool *singular;          /* [E] the step has no way back: A = 0 */
+} nri_sampler;
+
+/*
+Copies its arguments.  Fails with NRI_NOT_FINITE or NRI_NOT_CAUSAL and the offending step in *step.  A singular step is no
+failure here: such a sampler still runs forward.
+*/
+nri_status nri_sampler_create(int evaluations, int noises, const double *timesteps, const double *steps,
+                              const double *inputs, nri_sampler **out, int *step);
+void nri_sampler_destroy(nri_sampler *sampler);
+
+/* ------------------------------------------------------------------------------------------------------ anderson.c */
+
+enum { NRI_MAX_DEPTH = 15 };
+
+/*
+Weights w of the next iterate sum_i w_i f_i: argmin |sum_i w_i r_i| subject to sum_i w_i = 1, from the Gram matrix
+gram[i * ld + j] = <r_i, r_j> restricted to the n rows `index`, the newest last.  False: no usable weights, take f_newest.
+*/
+bool nri_anderson_weights(int n, const int *index, const double *gram, int ld, double *w);
+
+/* --------------------------------------------------------------------------------------------------------- solve.c */
+
+#define NRI_REASON_LIST(X) \
+    X(RUNNING, "running", "not finished") \
+    X(TOL, "tol", "converged: the residual is below tol times the state") \
+    X(ATOL, "atol", "converged: the residual is below atol") \
+    X(MAX_NFE, "max_nfe", "stopped: the allowed network evaluations are used up") \
+    X(STALLED, "stalled", "stopped: the residual no longer falls") \
+    X(DIVERGED, "diverged", "stopped: the residual grew after every restart") \
+    X(NON_FINITE, "non_finite", "stopped: the network returned values that are not finite")
+
+typedef enum {
+#define NRI_REASON(id, name, text) NRI_##id,
+    NRI_REASON_LIST(NRI_REASON)
+#undef NRI_REASON
+} nri_reason;
+
+const char *nri_reason_name(nri_reason reason);
+const char *nri_reason_text(nri_reason reason);
+
+typedef enum { NRI_ANDERSON, NRI_FIXED_POINT } nri_solver;
+
+/* The slots of one solve, in this order; `rings` are depth + 1 slots each. */
+typedef struct {
+    int f, r;               /* rings of f_k and r_k */
+    int best_f, best_r;     /* two neighbouring slots */
+    int spare;
+    int origin;             /* where to go when not even the first evaluation is finite */
+} nri_solve_slots;
+
+/* One implicit equation z = f(z) for a batch: per-sample weights, stopping, restarts and reasons. */
+typedef struct {
+    nri_space *v;
+    nri_solver solver;
+    int depth, max_nfe;
+    double tol, atol;
+    nri_solve_slots slot;
+    int k;               /* evaluations since begin */
+    nri_reason *reason;  /* [B] */
+    int *nfe;            /* [B] */
+    double *scale;       /* [B] norm that tol refers to */
+    double *residual;    /* [B] norm of the last finite residual */
+    double *best;        /* [B] smallest norm so far, infinite before the first */
+    bool *improved;      /* [B] the last evaluation set `best` */
+    bool *finished;      /* [B] the last evaluation ended the sample */
+    bool *failed;        /* [B] the last evaluation was not finite */
+    int *best_at, *restarts, *failures;   /* [B] */
+    bool *valid;         /* [B][depth + 1] ring entries that may be mixed */
+    double *gram;        /* [B][depth + 1][depth + 1] */
+    double *dots, *coef; /* [B][depth + 1] */
+    bool *mark;          /* [B] scratch */
+    uint8_t *moves;      /* [B] what each sample does next */
+    void *block;         /* the allocation behind all of the above */
+} nri_solve;
+
+nri_status nri_solve_create(nri_solve *s, nri_space *v, nri_solver solver, int depth, int max_nfe, double tol, double atol,
+                            nri_solve_slots slot);
+void nri_solve_destroy(nri_solve *s);
+
+/* Start a new equation; samples with skip[b] are left alone.  Set `scale` before or after. */
+void nri_solve_begin(nri_solve *s, const bool *skip);
+
+/* Where f_k and r_k of the coming evaluation belong. */
+int nri_solve_f(const nri_solve *s);
+int nri_solve_r(const nri_solve *s);
+
+/* Take f_k and r_k; write the next (for finished samples: the final) iterate to `dst`. */
+nri_status nri_solve_advance(nri_solve *s, int dst);
+bool nri_solve_running(const nri_solve *s);
+
+/* -------------------------------------------------------------------------------------------------------- invert.c */
+
+typedef struct {
+    nri_solver solver;
+    int max_nfe;          /* network evaluations of one step of a sweep, >= 1 */
+    int depth;            /* M of the step equation, 0..NRI_MAX_DEPTH */
+    int refine;           /* rounds of defect correction after the first sweep, >= 0 */
+    double tol, atol;     /* stop at |r| <= tol |s|, or at rms(r) <= atol */
+    double extrapolation; /* rho: how far unknown network outputs of a multistep sampler are extrapolated, 0..1 */
+    bool predictor;       /* first guess from the network output of the step before; else the state itself */
+    bool verify;          /* end with a forward run that measures the error (refine > 0 always does) */
+    bool trajectory;      /* keep every state */
+} nri_options;
+
+extern const nri_options nri_default_options;
+
+typedef struct {
+    int index;       /* j */
+    double timestep; /* t_j */
+    double scale;    /* i_j: the network sees scale * sample */
+    int slot;        /* where the sample s_j lies */
+} nri_request;
+
+typedef struct nri_inversion nri_inversion;
+
+/* What an inversion knows of its samples; arrays belong to it. */
+typedef struct {
+    int latents;             /* slot of s_0 */
+    int trajectory;          /* first of E + 1 slots, or -1 */
+    int evaluations;         /* network calls */
+    const double *residual;  /* [E][B] |r| / |s| at the last evaluation of each step, NaN where never evaluated */
+    const int *step_nfe;     /* [E][B] */
+    const int *nfe;          /* [B] */
+    const nri_reason *reason; /* [B] */
+    const double *error;     /* [B] |z_0 - Phi(z_T)| / |z_0| of a forward run, NaN where not measured */
+} nri_result;
+
+/* How many slots the inversion needs in its space. */
+int nri_inversion_slots(const nri_sampler *sampler, const nri_options *options);
+
+/* Upper bound of the network calls of the inversion. */
+int64_t nri_inversion_max_evaluations(const nri_sampler *sampler, const nri_options *options);
+
+/*
+`sampler` and `v` are borrowed and must outlive the inversion.  The target (s_E) and the K noises are then loaded into
+nri_inversion_target and nri_inversion_noise before the first `next`.  NRI_SINGULAR_STEP names the step in *step.
+*/
+nri_status nri_inversion_create(const nri_sampler *sampler, const nri_options *options, nri_space *v, nri_inversion **out,
+                                int *step);
+void nri_inversion_destroy(nri_inversion *inv);
+int nri_inversion_target(const nri_inversion *inv);
+int nri_inversion_noise(const nri_inversion *inv, int k);
+
+/* *done, or a request; asking again before `feed` gives the same request. */
+nri_status nri_inversion_next(nri_inversion *inv, nri_request *request, bool *done);
+
+/* The network's output for the last request. */
+nri_status nri_inversion_feed(nri_inversion *inv, const nri_tensor *model_output);
+nri_status nri_inversion_result(const nri_inversion *inv, nri_result *result);
+
+#endif

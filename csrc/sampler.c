@@ -1,0 +1,181 @@
+/*
+A sampler as a linear form.
+
+    local    s_{j+1} = sum_{k<=j} alpha_jk s_k + beta_jk m_k + sum_k gamma_jk n_k          (given)
+    global   s_j     = a_j z_T + sum_k B_jk m_k + sum_k C_jk n_k                            (by substitution)
+    back     s_{j+1} = A_j s_j + sum_{k<=j} b_jk m_k + sum_k C_jk n_k                       (older states eliminated)
+
+The way back could be had from the global form as A_j = a_{j+1} / a_j, but a_j is 0 behind a step that drops its state
+(zero terminal SNR, LCM-like samplers).  Eliminating the older states one by one, s_k = (s_{k+1} - b_k m - C_k n) / A_k,
+divides only by the A_k of steps that really are remembered, so it works wherever the global form does and further.
+*/
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "nrinv.h"
+
+/* A own-state coefficient this much smaller than the rest of its step is rounding: schedulers compute in float32. */
+static const double SINGULAR = 1e-6;
+
+static bool
+all_finite(const double *x, int n)
+{
+    for (int i = 0; i < n; i++) {
+        if (!isfinite(x[i])) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static nri_status
+check_step(const nri_sampler *s, int j)
+{
+    int E = s->evaluations, K = s->noises;
+    const double *row = s->steps + (size_t)j * (size_t)(2 * E + K);
+    if (!all_finite(row, 2 * E + K) || !isfinite(s->inputs[j]) || !isfinite(s->timesteps[j])) {
+        return NRI_NOT_FINITE;
+    }
+    for (int k = j + 1; k < E; k++) {
+        if (row[k] != 0 || row[E + k] != 0) {
+            return NRI_NOT_CAUSAL;
+        }
+    }
+    return NRI_OK;
+}
+
+static void
+fill_states(nri_sampler *s)
+{
+    int E = s->evaluations, K = s->noises, wide = 1 + E + K;
+    s->states[0] = 1;
+    for (int j = 0; j < E; j++) {
+        const double *row = s->steps + (size_t)j * (size_t)(2 * E + K);
+        double *next = s->states + (size_t)(j + 1) * (size_t)wide;
+        for (int k = 0; k <= j; k++) {
+            const double *old = s->states + (size_t)k * (size_t)wide;
+            for (int i = 0; row[k] != 0 && i < wide; i++) {
+                next[i] += row[k] * old[i];
+            }
+            next[1 + k] += row[E + k];
+        }
+        for (int k = 0; k < K; k++) {
+            next[1 + E + k] += row[2 * E + k];
+        }
+    }
+}
+
+/* alpha: the coefficients of s_0..s_j, consumed here. */
+static void
+fill_back(nri_sampler *s, int j, double *alpha)
+{
+    int E = s->evaluations, K = s->noises, wide = 1 + E + K;
+    const double *row = s->steps + (size_t)j * (size_t)(2 * E + K);
+    double *back = s->back + (size_t)j * (size_t)wide;
+    double size = 0;
+    memcpy(alpha, row, sizeof(*alpha) * (size_t)(j + 1));
+    memcpy(back + 1, row + E, sizeof(*back) * (size_t)(E + K));
+    for (int k = 0; k < j; k++) {
+        const double *older = s->back + (size_t)k * (size_t)wide;
+        if (alpha[k] == 0) {
+            continue;
+        }
+        if (s->singular[k]) {
+            s->singular[j] = true;
+            return;
+        }
+        double ratio = alpha[k] / older[0];
+        alpha[k + 1] += ratio;
+        for (int i = 1; i < wide; i++) {
+            back[i] -= ratio * older[i];
+        }
+        size = fmax(size, fabs(alpha[k]));
+    }
+    back[0] = alpha[j];
+    for (int i = 1; i < wide; i++) {
+        size = fmax(size, fabs(back[i]));
+    }
+    s->singular[j] = fabs(back[0]) <= SINGULAR * size;
+    /* Rounding left by the elimination would make a first-order step look as if it remembered older outputs. */
+    for (int k = 0; k < j; k++) {
+        if (fabs(back[1 + k]) <= 1e-9 * size) {
+            back[1 + k] = 0;
+        }
+        else {
+            s->first_order = false;
+        }
+    }
+}
+
+static int
+find_window(const nri_sampler *s)
+{
+    int E = s->evaluations, window = 1;
+    for (int j = 0; j < E; j++) {
+        const double *row = s->steps + (size_t)j * (size_t)(2 * E + s->noises);
+        for (int k = 0; k < j; k++) {
+            if ((row[k] != 0 || row[E + k] != 0) && j - k + 1 > window) {
+                window = j - k + 1;
+            }
+        }
+    }
+    return window;
+}
+
+nri_status
+nri_sampler_create(int evaluations, int noises, const double *timesteps, const double *steps, const double *inputs,
+                   nri_sampler **out, int *step)
+{
+    *out = NULL;
+    *step = -1;
+    if (evaluations < 1 || noises < 0 || !timesteps || !steps || !inputs) {
+        return NRI_BAD_ARGUMENT;
+    }
+    size_t E = (size_t)evaluations, K = (size_t)noises;
+    nri_sampler *s = calloc(1, sizeof(*s));
+    double *block = calloc(E + E + E * (2 * E + K) + (E + 1) * (1 + E + K) + E * (1 + E + K) + E, sizeof(*block));
+    bool *singular = calloc(E, sizeof(*singular));
+    if (!s || !block || !singular) {
+        free(s);
+        free(block);
+        free(singular);
+        return NRI_NO_MEMORY;
+    }
+    s->evaluations = evaluations;
+    s->noises = noises;
+    s->timesteps = block;
+    s->inputs = s->timesteps + E;
+    s->steps = s->inputs + E;
+    s->states = s->steps + E * (2 * E + K);
+    s->back = s->states + (E + 1) * (1 + E + K);
+    double *alpha = s->back + E * (1 + E + K);
+    s->singular = singular;
+    s->first_order = true;
+    memcpy(s->timesteps, timesteps, sizeof(*block) * E);
+    memcpy(s->inputs, inputs, sizeof(*block) * E);
+    memcpy(s->steps, steps, sizeof(*block) * E * (2 * E + K));
+    for (int j = 0; j < evaluations; j++) {
+        nri_status status = check_step(s, j);
+        if (status != NRI_OK) {
+            nri_sampler_destroy(s);
+            *step = j;
+            return status;
+        }
+        fill_back(s, j, alpha);
+    }
+    fill_states(s);
+    s->window = find_window(s);
+    *out = s;
+    return NRI_OK;
+}
+
+void
+nri_sampler_destroy(nri_sampler *sampler)
+{
+    if (sampler) {
+        free(sampler->timesteps);
+        free(sampler->singular);
+        free(sampler);
+    }
+}

@@ -1,0 +1,303 @@
+/*
+One implicit equation z = f(z) for a batch, by fixed-point iteration or Anderson acceleration.
+
+    r_k = f_k - z_k        z_{k+1} = sum_i w_i f_i        w by nri_anderson_weights (fixed point: w_k = 1)
+
+The caller evaluates: it puts f_k and r_k into the slots nri_solve_f and nri_solve_r and calls nri_solve_advance, which does
+one fused multi-dot (the new row of the Gram matrix), decides for every sample, and does one fused linear combination.
+
+For each sample, in this order:
+    not finite            restart from the best pair with half a step; from the origin if there is none; twice in a row: end
+    |r| <= tol * scale    end (tol), with the extrapolated iterate: it is an update further than the one measured
+    rms(r) <= atol        end (atol)
+    |r| > 2 best          restart from the best pair with half a step; the third time: end (diverged)
+    no new best for 4     end (stalled)
+    max_nfe evaluations   end (max_nfe), with the extrapolated iterate if the last residual is the best, else with best f
+
+The safeguard is not optional: where f contracts slowly, bare Anderson overshoots and ends above its first guess.
+Finished samples stay in the batch but keep their result: the caller copies it when `finished` is set.
+
+Sources: cvxgrp/aa (rejection), PETSc SNESANDERSON (restart at 2 |F_min|).
+*/
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "nrinv.h"
+
+enum { MAX_RESTARTS = 2, MAX_FAILURES = 2, PATIENCE = 4 };
+static const double GROWTH = 2;
+static const double HALF_STEP[2] = {1, -0.5}; /* f - r / 2 = z + r / 2 */
+
+typedef enum { MIX, HALF, BEST, ORIGIN, KEEP } move;
+
+nri_status
+nri_solve_create(nri_solve *s, nri_space *v, nri_solver solver, int depth, int max_nfe, double tol, double atol,
+                 nri_solve_slots slot)
+{
+    size_t B = (size_t)v->batch, n = (size_t)depth + 1, wide = n + 1; /* room for HALF_STEP when depth is 0 */
+    size_t bytes = B * (sizeof(*s->scale) * 3 + sizeof(*s->gram) * n * n + sizeof(*s->dots) * wide * 2
+                        + sizeof(*s->reason) + sizeof(int) * 4 + sizeof(bool) * (4 + n) + sizeof(*s->moves));
+    *s = (nri_solve){.v = v, .solver = solver, .depth = depth, .max_nfe = max_nfe, .tol = tol, .atol = atol, .slot = slot};
+    s->block = calloc(1, bytes);
+    if (!s->block) {
+        return NRI_NO_MEMORY;
+    }
+    /* widest first: no padding needed */
+    s->scale = s->block;
+    s->residual = s->scale + B;
+    s->best = s->residual + B;
+    s->gram = s->best + B;
+    s->dots = s->gram + B * n * n;
+    s->coef = s->dots + B * wide;
+    s->reason = (nri_reason *)(s->coef + B * wide);
+    s->nfe = (int *)(s->reason + B);
+    s->best_at = s->nfe + B;
+    s->restarts = s->best_at + B;
+    s->failures = s->restarts + B;
+    s->improved = (bool *)(s->failures + B);
+    s->finished = s->improved + B;
+    s->failed = s->finished + B;
+    s->mark = s->failed + B;
+    s->valid = s->mark + B;
+    s->moves = (uint8_t *)(s->valid + B * n);
+    return NRI_OK;
+}
+
+void
+nri_solve_destroy(nri_solve *s)
+{
+    free(s->block);
+    s->block = NULL;
+}
+
+void
+nri_solve_begin(nri_solve *s, const bool *skip)
+{
+    s->k = 0;
+    for (int64_t b = 0; b < s->v->batch; b++) {
+        s->reason[b] = skip && skip[b] ? NRI_MAX_NFE : NRI_RUNNING;
+        s->nfe[b] = s->restarts[b] = s->failures[b] = 0;
+        s->best_at[b] = -1;
+        s->best[b] = INFINITY;
+        s->residual[b] = NAN;
+        s->improved[b] = s->finished[b] = s->failed[b] = false;
+    }
+    memset(s->valid, 0, sizeof(*s->valid) * (size_t)(s->v->batch * (s->depth + 1)));
+}
+
+static int
+ring(const nri_solve *s, int k)
+{
+    return k % (s->depth + 1);
+}
+
+int
+nri_solve_f(const nri_solve *s)
+{
+    return s->slot.f + ring(s, s->k);
+}
+
+int
+nri_solve_r(const nri_solve *s)
+{
+    return s->slot.r + ring(s, s->k);
+}
+
+bool
+nri_solve_running(const nri_solve *s)
+{
+    for (int64_t b = 0; b < s->v->batch; b++) {
+        if (s->reason[b] == NRI_RUNNING) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static void
+finish(nri_solve *s, int64_t b, nri_reason reason)
+{
+    s->reason[b] = reason;
+    s->finished[b] = true;
+}
+
+static move
+decide_failed(nri_solve *s, int64_t b)
+{
+    s->failed[b] = true;
+    s->failures[b]++;
+    if (s->failures[b] >= MAX_FAILURES || s->nfe[b] >= s->max_nfe) {
+        finish(s, b, NRI_NON_FINITE);
+        return s->best_at[b] < 0 ? ORIGIN : BEST;
+    }
+    return s->best_at[b] < 0 ? ORIGIN : HALF;
+}
+
+/* What to do with sample b after an evaluation whose squared residual norm is rr. */
+static move
+decide(nri_solve *s, int64_t b, double rr)
+{
+    s->improved[b] = s->finished[b] = s->failed[b] = false;
+    if (s->reason[b] != NRI_RUNNING) {
+        s->failed[b] = !isfinite(rr);
+        return KEEP;
+    }
+    s->nfe[b]++;
+    if (!isfinite(rr)) {
+        return decide_failed(s, b);
+    }
+    double norm = sqrt(rr);
+    s->failures[b] = 0;
+    s->residual[b] = norm;
+    if (norm < s->best[b]) {
+        s->best[b] = norm;
+        s->best_at[b] = s->k;
+        s->improved[b] = true;
+    }
+    if (norm <= s->tol * s->scale[b]) {
+        finish(s, b, NRI_TOL);
+        return MIX;
+    }
+    if (norm <= s->atol * sqrt((double)s->v->elements)) {
+        finish(s, b, NRI_ATOL);
+        return MIX;
+    }
+    if (norm > GROWTH * s->best[b]) {
+        if (s->restarts[b]++ >= MAX_RESTARTS) {
+            finish(s, b, NRI_DIVERGED);
+            return BEST;
+        }
+        if (s->nfe[b] < s->max_nfe) {
+            return HALF;
+        }
+    }
+    else if (s->k - s->best_at[b] >= PATIENCE) {
+        finish(s, b, NRI_STALLED);
+        return BEST;
+    }
+    if (s->nfe[b] >= s->max_nfe) {
+        finish(s, b, NRI_MAX_NFE);
+        return s->improved[b] ? MIX : BEST;
+    }
+    return MIX;
+}
+
+/* The Anderson weights of sample b over the ring, zero where an entry may not be mixed. */
+static void
+mix(nri_solve *s, int64_t b, int count)
+{
+    int n = s->depth + 1, q = ring(s, s->k), used = 0, index[NRI_MAX_DEPTH + 1];
+    double *gram = s->gram + b * n * n, *coef = s->coef + b * count, w[NRI_MAX_DEPTH + 1];
+    bool *valid = s->valid + b * n;
+    valid[q] = true;
+    for (int i = 0; i < count; i++) {
+        gram[q * n + i] = gram[i * n + q] = s->dots[b * count + i];
+        if (i != q && valid[i]) {
+            index[used++] = i;
+        }
+    }
+    index[used++] = q;
+    if (s->solver == NRI_ANDERSON && used > 1 && nri_anderson_weights(used, index, gram, n, w)) {
+        for (int i = 0; i < used; i++) {
+            coef[index[i]] = w[i];
+        }
+    }
+    else {
+        coef[q] = 1;
+    }
+}
+
+/* Copy src over dst where the sample's move is in the set. */
+static nri_status
+copy_where(nri_solve *s, unsigned set, int dst, int src)
+{
+    bool any = false;
+    for (int64_t b = 0; b < s->v->batch; b++) {
+        s->mark[b] = set >> s->moves[b] & 1u;
+        any |= s->mark[b];
+    }
+    return any ? s->v->ops->copy(s->v, dst, src, s->mark) : NRI_OK;
+}
+
+/* Keep the best pair of samples whose ring entry q is about to be overwritten, or is needed outside the ring. */
+static nri_status
+save_best(nri_solve *s, int q)
+{
+    bool any = false;
+    for (int64_t b = 0; b < s->v->batch; b++) {
+        s->mark[b] = s->best_at[b] >= 0 && s->k - s->best_at[b] <= s->depth && ring(s, s->best_at[b]) == q;
+        any |= s->mark[b];
+    }
+    if (any) {
+        NRI_TRY(s->v->ops->copy(s->v, s->slot.best_f, s->slot.f + q, s->mark));
+        NRI_TRY(s->v->ops->copy(s->v, s->slot.best_r, s->slot.r + q, s->mark));
+    }
+    return NRI_OK;
+}
+
+/* Replace the newest f by the point a restarting sample goes to, and forget its history but for the best pair. */
+static nri_status
+restart(nri_solve *s)
+{
+    int n = s->depth + 1, q = ring(s, s->k), f = s->slot.f + q, r = s->slot.r + q;
+    unsigned any = 0;
+    for (int64_t b = 0; b < s->v->batch; b++) {
+        any |= 1u << s->moves[b];
+        if (s->moves[b] == HALF || s->moves[b] == ORIGIN) {
+            for (int i = 0; i < n; i++) {
+                s->valid[b * n + i] &= i != q && s->best_at[b] >= 0 && i == ring(s, s->best_at[b]);
+            }
+        }
+        if (s->moves[b] == KEEP && s->failed[b]) {
+            s->moves[b] = ORIGIN; /* nothing of it is used, but the slots have to be finite */
+            any |= 1u << ORIGIN;
+        }
+    }
+    if (any & (1u << HALF | 1u << BEST)) {
+        for (int i = 0; i < n && i <= s->k; i++) {
+            NRI_TRY(save_best(s, i));
+        }
+    }
+    if (any & 1u << HALF) {
+        for (int64_t b = 0; b < s->v->batch; b++) {
+            memcpy(s->dots + 2 * b, HALF_STEP, sizeof(HALF_STEP));
+        }
+        NRI_TRY(s->v->ops->combine(s->v, s->slot.spare, (nri_rows){s->slot.best_f, 2, 1}, s->dots));
+        NRI_TRY(copy_where(s, 1u << HALF, f, s->slot.spare));
+        NRI_TRY(copy_where(s, 1u << HALF, r, s->slot.best_r));
+    }
+    NRI_TRY(copy_where(s, 1u << BEST, f, s->slot.best_f));
+    NRI_TRY(copy_where(s, 1u << BEST, r, s->slot.best_r));
+    NRI_TRY(copy_where(s, 1u << ORIGIN, f, s->slot.origin));
+    return copy_where(s, 1u << ORIGIN, r, s->slot.origin);
+}
+
+nri_status
+nri_solve_advance(nri_solve *s, int dst)
+{
+    int q = ring(s, s->k), n = s->depth + 1, count = s->k + 1 < n ? s->k + 1 : n;
+    bool rare = false;
+    NRI_TRY(s->v->ops->dots(s->v, s->slot.r + q, (nri_rows){s->slot.r, count, 1}, s->dots));
+    memset(s->coef, 0, sizeof(*s->coef) * (size_t)(s->v->batch * count));
+    for (int64_t b = 0; b < s->v->batch; b++) {
+        s->valid[b * n + q] = false;
+        s->moves[b] = (uint8_t)decide(s, b, s->dots[b * count + q]);
+        if (s->moves[b] == MIX) {
+            mix(s, b, count);
+        }
+        else {
+            s->coef[b * count + q] = 1;
+            rare |= s->moves[b] != KEEP || s->failed[b];
+        }
+    }
+    if (rare) {
+        NRI_TRY(restart(s));
+    }
+    NRI_TRY(s->v->ops->combine(s->v, dst, (nri_rows){s->slot.f, count, 1}, s->coef));
+    if (s->k + 1 >= n) {
+        NRI_TRY(save_best(s, ring(s, s->k + 1)));
+    }
+    s->k++;
+    return NRI_OK;
+}

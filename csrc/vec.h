@@ -1,0 +1,82 @@
+/*
+Vectors, as the solvers see them: a space holds S slots of B samples with D float32 elements each, and a slot is an index.
+
+Six operations carry everything.  vec_host.c does them in plain loops, vec_aten.c through libtorch on any of its devices.
+Every slot is finite at all times (they start as zeros, and whoever finds a slot not finite overwrites it): a coefficient
+of 0 must drop a row, and 0 * NaN would not.
+*/
+#ifndef NRINV_VEC_H
+#define NRINV_VEC_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#define NRI_STATUS_LIST(X) \
+    X(OK, "ok") \
+    X(NO_MEMORY, "out of memory") \
+    X(BAD_ARGUMENT, "an argument is out of range") \
+    X(NOT_FINITE, "a coefficient is not finite") \
+    X(NOT_CAUSAL, "a step reads a state or a network output that does not exist yet") \
+    X(SINGULAR_STEP, "the coefficient of the step's own state is 0") \
+    X(BACKEND, "a vector operation failed") \
+    X(BAD_ORDER, "next and feed were called out of order")
+
+typedef enum {
+#define NRI_STATUS(id, text) NRI_##id,
+    NRI_STATUS_LIST(NRI_STATUS)
+#undef NRI_STATUS
+} nri_status;
+
+const char *nri_status_text(nri_status status);
+
+/* Return the failure of `call` to the caller. */
+#define NRI_TRY(call) \
+    do { \
+        nri_status nri_try = (call); \
+        if (nri_try != NRI_OK) { \
+            return nri_try; \
+        } \
+    } while (0)
+
+typedef enum { NRI_FLOAT16, NRI_BFLOAT16, NRI_FLOAT32, NRI_FLOAT64 } nri_dtype;
+
+/* Somebody else's tensor, borrowed: [B, ...] with B * D elements. */
+typedef struct {
+    void *data;
+    nri_dtype dtype;
+    int32_t device_type, device_index; /* as DLPack numbers them */
+    int32_t ndim;
+    const int64_t *shape, *strides; /* strides in elements */
+} nri_tensor;
+
+/* The slots first, first + step, ... */
+typedef struct {
+    int first, count, step;
+} nri_rows;
+
+typedef struct nri_space nri_space;
+
+typedef struct {
+    void (*destroy)(nri_space *v);
+    /* dst[b] = sum_i coef[b * count + i] * rows_i[b]; dst may be one of the rows */
+    nri_status (*combine)(nri_space *v, int dst, nri_rows rows, const double *coef);
+    /* out[b * count + i] = <x[b], rows_i[b]> */
+    nri_status (*dots)(nri_space *v, int x, nri_rows rows, double *out);
+    /* dst[b] = src[b] where which[b]; everywhere if which is NULL */
+    nri_status (*copy)(nri_space *v, int dst, int src, const bool *which);
+    nri_status (*load)(nri_space *v, int dst, const nri_tensor *src);
+    nri_status (*store)(nri_space *v, int src, const nri_tensor *dst);
+} nri_vec_ops;
+
+struct nri_space {
+    const nri_vec_ops *ops;
+    int64_t batch, elements; /* B, D */
+    int slots;
+};
+
+/* Spaces like the tensor `like`, all slots zero; destroy(NULL) is a no-op. */
+nri_status nri_space_create_host(const nri_tensor *like, int slots, nri_space **out);
+nri_status nri_space_create_aten(const nri_tensor *like, int slots, nri_space **out);
+void nri_space_destroy(nri_space *v);
+
+#endif

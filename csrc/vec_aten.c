@@ -1,0 +1,470 @@
+/*
+Vectors as torch tensors, through libtorch's C shim: one code path for every device torch.empty_strided reaches.
+
+A space is one float32 tensor [B, slots, D]; slots and rows are views of it.  A combination is rows * coef summed over the
+rows, a multi-dot rows * x summed over the elements, each by mul.out into a scratch tensor and sum.IntList_out.  Matrix
+products would be two to three times faster on a CPU and are not used on purpose: the user may have allowed them to run in
+TF32 (CUDA) or bfloat16 (CPU, torch.set_float32_matmul_precision("medium")), which loses the digits a solver lives on.
+The `out` overloads are also the ones autocast leaves alone.
+*/
+#include "aten.h"
+
+#include <dlfcn.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "dlpack.h"
+#include "vec.h"
+
+static struct {
+#define FIELD(result, name, args) result(*name) args;
+    NRI_ATEN_REQUIRED(FIELD)
+    NRI_ATEN_OPTIONAL(FIELD)
+#undef FIELD
+} aten;
+static void *(*operator_new)(size_t);
+static bool loaded;
+
+/* The release whose packing rules are followed; later ones translate. */
+#define PACKING_RULES ((uint64_t)2 << 56 | (uint64_t)10 << 48)
+
+/* torch reports failure as a nonzero error. */
+#define ATEN(call) \
+    do { \
+        if (call) { \
+            return NRI_BACKEND; \
+        } \
+    } while (0)
+
+typedef struct {
+    nri_space base;
+    AtenTensorHandle arena;   /* [B, slots, D] */
+    AtenTensorHandle scratch; /* [B, scratch_rows, D] */
+    AtenTensorHandle small;   /* [B * small_rows] on the device */
+    AtenTensorHandle staging; /* the same on the host, on `host` */
+    float *host;
+    int scratch_rows, small_rows;
+    int32_t device, device_index;
+} space;
+
+const char *
+nri_aten_load(const char *torch_c)
+{
+    const char *missing = NULL;
+    void *f;
+    if (loaded) {
+        return NULL;
+    }
+    /* RTLD_NOLOAD: only what is in the process already.  dlsym on it also searches the libraries it depends on. */
+    void *library = dlopen(torch_c, RTLD_NOW | RTLD_NOLOAD);
+    if (!library) {
+        return "torch._C is not loaded";
+    }
+    /* ISO C has no cast from an object to a function pointer, hence memcpy. */
+#define LOAD(result, name, args) \
+    f = dlsym(library, #name); \
+    memcpy(&aten.name, &f, sizeof(f));
+#define LOAD_REQUIRED(result, name, args) \
+    LOAD(result, name, args) \
+    if (!f) { \
+        missing = #name; \
+    }
+    NRI_ATEN_REQUIRED(LOAD_REQUIRED)
+    NRI_ATEN_OPTIONAL(LOAD)
+#undef LOAD
+#undef LOAD_REQUIRED
+    f = dlsym(library, "_Znwm");
+    memcpy(&operator_new, &f, sizeof(f));
+    if (!missing && !aten.torch_new_stable_ivalue && !operator_new) {
+        missing = "torch_new_stable_ivalue";
+    }
+    loaded = !missing;
+    return missing;
+}
+
+const char *
+nri_aten_error(void)
+{
+    const char *what = aten.torch_exception_get_what_without_backtrace ? aten.torch_exception_get_what_without_backtrace()
+                                                                       : NULL;
+    return what && *what ? what : "a libtorch call failed";
+}
+
+static void
+drop(AtenTensorHandle h)
+{
+    if (h) {
+        aten.aoti_torch_delete_tensor_object(h);
+    }
+}
+
+static StableIValue
+pack(void *handle)
+{
+    return (StableIValue)(uintptr_t)handle;
+}
+
+/* A present `int[1]? dim`: a cell that holds a list, both freed by the call. */
+static nri_status
+pack_dim(int64_t dim, StableIValue *out)
+{
+    StableListHandle list = NULL;
+    StableIValue *cell = NULL;
+    ATEN(aten.torch_new_list_reserve_size(1, &list));
+    ATEN(aten.torch_list_push_back(list, (StableIValue)dim));
+    if (aten.torch_new_stable_ivalue) {
+        ATEN(aten.torch_new_stable_ivalue(&cell));
+    }
+    else {
+        cell = operator_new(sizeof(*cell));
+    }
+    *cell = pack(list);
+    *out = pack(cell);
+    return NRI_OK;
+}
+
+/* Call an operator whose only result is its `out`.  The call frees its arguments, whether it fails or not. */
+static nri_status
+call(const char *op, const char *overload, StableIValue *stack)
+{
+    ATEN(aten.torch_call_dispatcher(op, overload, stack, PACKING_RULES));
+    drop((AtenTensorHandle)(uintptr_t)stack[0]);
+    return NRI_OK;
+}
+
+/* out = x * y, all three handles consumed */
+static nri_status
+mul(AtenTensorHandle x, AtenTensorHandle y, AtenTensorHandle out)
+{
+    StableIValue stack[3] = {pack(x), pack(y), pack(out)};
+    return call("aten::mul", "out", stack);
+}
+
+/* out = x summed over dim; both handles consumed */
+static nri_status
+sum(AtenTensorHandle x, int64_t dim, AtenTensorHandle out)
+{
+    StableIValue stack[5] = {pack(x), 0, 0 /* keepdim */, 0 /* dtype */, pack(out)};
+    nri_status status = pack_dim(dim, &stack[1]);
+    if (status != NRI_OK) {
+        drop(x);
+        drop(out);
+        return status;
+    }
+    return call("aten::sum", "IntList_out", stack);
+}
+
+/* Views, new handles each. */
+static nri_status
+view_slot(const space *s, int slot, AtenTensorHandle *out)
+{
+    int64_t D = s->base.elements, shape[2] = {s->base.batch, D}, strides[2] = {s->base.slots * D, 1};
+    ATEN(aten.aoti_torch__reinterpret_tensor(s->arena, 2, shape, strides, slot * D, out));
+    return NRI_OK;
+}
+
+static nri_status
+view_rows(const space *s, nri_rows rows, AtenTensorHandle *out)
+{
+    int64_t D = s->base.elements, shape[3] = {s->base.batch, rows.count, D};
+    int64_t strides[3] = {s->base.slots * D, rows.step * D, 1};
+    ATEN(aten.aoti_torch__reinterpret_tensor(s->arena, 3, shape, strides, rows.first * D, out));
+    return NRI_OK;
+}
+
+static nri_status
+view_scratch(const space *s, int rows, AtenTensorHandle *out)
+{
+    int64_t D = s->base.elements, shape[3] = {s->base.batch, rows, D}, strides[3] = {rows * D, D, 1};
+    ATEN(aten.aoti_torch__reinterpret_tensor(s->scratch, 3, shape, strides, 0, out));
+    return NRI_OK;
+}
+
+/* `small` as [B, rows] or [B, rows, 1] */
+static nri_status
+view_small(const space *s, AtenTensorHandle small, int rows, int ndim, AtenTensorHandle *out)
+{
+    int64_t shape[3] = {s->base.batch, rows, 1}, strides[3] = {rows, 1, 1};
+    ATEN(aten.aoti_torch__reinterpret_tensor(small, ndim, shape, strides, 0, out));
+    return NRI_OK;
+}
+
+static nri_status
+empty(const space *s, int64_t n, AtenTensorHandle *out)
+{
+    int64_t stride = 1;
+    ATEN(aten.aoti_torch_empty_strided(1, &n, &stride, aten.aoti_torch_dtype_float32(), s->device, s->device_index, out));
+    return NRI_OK;
+}
+
+/* Room for operations on `rows` rows. */
+static nri_status
+reserve(space *s, int rows)
+{
+    int64_t B = s->base.batch, n = B * rows, stride = 1;
+    if (rows > s->small_rows) {
+        AtenTensorHandle small = NULL, staging = NULL;
+        float *host = malloc(sizeof(*host) * (size_t)n);
+        if (!host) {
+            return NRI_NO_MEMORY;
+        }
+        if (empty(s, n, &small) != NRI_OK
+            || aten.aoti_torch_create_tensor_from_blob(host, 1, &n, &stride, 0, aten.aoti_torch_dtype_float32(),
+                                                       aten.aoti_torch_device_type_cpu(), 0, &staging)) {
+            drop(small);
+            free(host);
+            return NRI_BACKEND;
+        }
+        drop(s->small);
+        drop(s->staging);
+        free(s->host);
+        s->small = small;
+        s->staging = staging;
+        s->host = host;
+        s->small_rows = rows;
+    }
+    if (rows > s->scratch_rows) {
+        drop(s->scratch);
+        s->scratch = NULL;
+        s->scratch_rows = 0;
+        NRI_TRY(empty(s, n * s->base.elements, &s->scratch));
+        s->scratch_rows = rows;
+    }
+    return NRI_OK;
+}
+
+/* Between host and device, `count` numbers a sample: one transfer. */
+static nri_status
+transfer(space *s, int count, bool to_host)
+{
+    AtenTensorHandle device = NULL, host = NULL;
+    nri_status status = view_small(s, s->small, count, 2, &device);
+    if (status == NRI_OK) {
+        status = view_small(s, s->staging, count, 2, &host);
+    }
+    if (status == NRI_OK && aten.aoti_torch_copy_(to_host ? host : device, to_host ? device : host, 0)) {
+        status = NRI_BACKEND;
+    }
+    drop(device);
+    drop(host);
+    return status;
+}
+
+static nri_status
+combine_aten(nri_space *v, int dst, nri_rows rows, const double *coef)
+{
+    space *s = (space *)v;
+    AtenTensorHandle x = NULL, c = NULL, scratch = NULL, y = NULL;
+    NRI_TRY(reserve(s, rows.count));
+    for (int64_t i = 0; i < v->batch * rows.count; i++) {
+        s->host[i] = (float)coef[i];
+    }
+    NRI_TRY(transfer(s, rows.count, false));
+    nri_status status = view_rows(s, rows, &x);
+    if (status == NRI_OK) {
+        status = view_small(s, s->small, rows.count, 3, &c);
+    }
+    if (status == NRI_OK) {
+        status = view_scratch(s, rows.count, &scratch);
+    }
+    if (status != NRI_OK) {
+        drop(x);
+        drop(c);
+        return status;
+    }
+    NRI_TRY(mul(x, c, scratch));
+    scratch = NULL;
+    NRI_TRY(view_scratch(s, rows.count, &scratch));
+    status = view_slot(s, dst, &y);
+    if (status != NRI_OK) {
+        drop(scratch);
+        return status;
+    }
+    return sum(scratch, 1, y);
+}
+
+static nri_status
+dots_aten(nri_space *v, int x, nri_rows rows, double *out)
+{
+    space *s = (space *)v;
+    AtenTensorHandle h = NULL, one = NULL, scratch = NULL, small = NULL;
+    NRI_TRY(reserve(s, rows.count));
+    nri_status status = view_rows(s, rows, &h);
+    if (status == NRI_OK) {
+        status = view_rows(s, (nri_rows){x, 1, 1}, &one);
+    }
+    if (status == NRI_OK) {
+        status = view_scratch(s, rows.count, &scratch);
+    }
+    if (status != NRI_OK) {
+        drop(h);
+        drop(one);
+        return status;
+    }
+    NRI_TRY(mul(h, one, scratch));
+    scratch = NULL;
+    NRI_TRY(view_scratch(s, rows.count, &scratch));
+    status = view_small(s, s->small, rows.count, 2, &small);
+    if (status != NRI_OK) {
+        drop(scratch);
+        return status;
+    }
+    NRI_TRY(sum(scratch, 2, small));
+    NRI_TRY(transfer(s, rows.count, true));
+    for (int64_t i = 0; i < v->batch * rows.count; i++) {
+        out[i] = (double)s->host[i];
+    }
+    return NRI_OK;
+}
+
+/* n samples of a slot, from sample b on */
+static nri_status
+copy_samples(const space *s, int dst, int src, int64_t b, int64_t n)
+{
+    int64_t D = s->base.elements, pitch = s->base.slots * D, shape[2] = {n, D}, strides[2] = {pitch, 1};
+    AtenTensorHandle x = NULL, y = NULL;
+    ATEN(aten.aoti_torch__reinterpret_tensor(s->arena, 2, shape, strides, b * pitch + src * D, &x));
+    AOTITorchError error = aten.aoti_torch__reinterpret_tensor(s->arena, 2, shape, strides, b * pitch + dst * D, &y);
+    if (!error) {
+        error = aten.aoti_torch_copy_(y, x, 0);
+    }
+    drop(x);
+    drop(y);
+    return error ? NRI_BACKEND : NRI_OK;
+}
+
+/* One copy for every run of neighbouring samples. */
+static nri_status
+copy_aten(nri_space *v, int dst, int src, const bool *which)
+{
+    for (int64_t b = 0, end; b < v->batch; b = end) {
+        for (end = b; end < v->batch && (!which || which[end]); end++) {
+        }
+        if (end > b) {
+            NRI_TRY(copy_samples((space *)v, dst, src, b, end - b));
+        }
+        else {
+            end++;
+        }
+    }
+    return NRI_OK;
+}
+
+static int32_t
+dtype_of(nri_dtype dtype)
+{
+    switch (dtype) {
+    case NRI_FLOAT16:
+        return aten.aoti_torch_dtype_float16();
+    case NRI_BFLOAT16:
+        return aten.aoti_torch_dtype_bfloat16();
+    case NRI_FLOAT32:
+        return aten.aoti_torch_dtype_float32();
+    case NRI_FLOAT64:
+        return aten.aoti_torch_dtype_float64();
+    }
+    return -1;
+}
+
+/* torch calls a ROCm device "cuda". */
+static int32_t
+device_of(int32_t dlpack)
+{
+    switch (dlpack) {
+    case NRI_DL_CPU:
+    case NRI_DL_CUDA_HOST:
+    case NRI_DL_ROCM_HOST:
+        return aten.aoti_torch_device_type_cpu();
+    case NRI_DL_CUDA:
+    case NRI_DL_CUDA_MANAGED:
+    case NRI_DL_ROCM:
+        return aten.aoti_torch_device_type_cuda();
+    default:
+        return -1;
+    }
+}
+
+/* Copy between a slot, seen with the shape of the tensor, and somebody else's memory; converts the dtype. */
+static nri_status
+exchange(space *s, int slot, const nri_tensor *t, bool load)
+{
+    int64_t strides[64], pitch = 1;
+    int32_t device = device_of(t->device_type);
+    if (t->ndim < 1 || t->ndim > 64 || device != s->device || t->shape[0] != s->base.batch) {
+        return NRI_BAD_ARGUMENT;
+    }
+    for (int i = t->ndim - 1; i > 0; i--) {
+        strides[i] = pitch;
+        pitch *= t->shape[i];
+    }
+    if (pitch != s->base.elements) {
+        return NRI_BAD_ARGUMENT;
+    }
+    strides[0] = s->base.slots * s->base.elements;
+    AtenTensorHandle ours = NULL, theirs = NULL;
+    ATEN(aten.aoti_torch__reinterpret_tensor(s->arena, t->ndim, t->shape, strides, slot * s->base.elements, &ours));
+    AOTITorchError error = aten.aoti_torch_create_tensor_from_blob(t->data, t->ndim, t->shape, t->strides, 0,
+                                                                   dtype_of(t->dtype), device, t->device_index, &theirs);
+    if (!error) {
+        error = aten.aoti_torch_copy_(load ? ours : theirs, load ? theirs : ours, 0);
+    }
+    drop(ours);
+    drop(theirs);
+    return error ? NRI_BACKEND : NRI_OK;
+}
+
+static nri_status
+load_aten(nri_space *v, int dst, const nri_tensor *src)
+{
+    return exchange((space *)v, dst, src, true);
+}
+
+static nri_status
+store_aten(nri_space *v, int src, const nri_tensor *dst)
+{
+    return exchange((space *)v, src, dst, false);
+}
+
+static void
+destroy_aten(nri_space *v)
+{
+    space *s = (space *)v;
+    drop(s->arena);
+    drop(s->scratch);
+    drop(s->small);
+    drop(s->staging);
+    free(s->host);
+    free(s);
+}
+
+static const nri_vec_ops aten_ops = {destroy_aten, combine_aten, dots_aten, copy_aten, load_aten, store_aten};
+
+nri_status
+nri_space_create_aten(const nri_tensor *like, int slots, nri_space **out)
+{
+    int64_t elements = 1;
+    *out = NULL;
+    for (int i = 1; i < like->ndim; i++) {
+        elements *= like->shape[i];
+    }
+    if (!loaded || like->ndim < 1 || like->shape[0] < 1 || elements < 1 || slots < 1 || device_of(like->device_type) < 0) {
+        return NRI_BAD_ARGUMENT;
+    }
+    space *s = calloc(1, sizeof(*s));
+    if (!s) {
+        return NRI_NO_MEMORY;
+    }
+    s->base = (nri_space){&aten_ops, like->shape[0], elements, slots};
+    s->device = device_of(like->device_type);
+    s->device_index = like->device_index;
+    nri_status status = empty(s, like->shape[0] * slots * elements, &s->arena);
+    if (status == NRI_OK && aten.aoti_torch_zero_(s->arena)) {
+        status = NRI_BACKEND;
+    }
+    if (status != NRI_OK) {
+        destroy_aten(&s->base);
+        return status;
+    }
+    *out = &s->base;
+    return NRI_OK;
+}

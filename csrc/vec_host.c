@@ -1,0 +1,269 @@
+/*
+Vectors in host memory: plain loops, the reference for C tests, sanitizers and NumPy arrays.
+
+The slots of one sample lie side by side, [B][slots][D].  Loops run over blocks that stay in the first cache while the
+rows stream past them, so a vector is read once however many rows an operation has.
+*/
+#include <stdlib.h>
+#include <string.h>
+
+#include "vec.h"
+
+enum { BLOCK = 1024, LANES = 32 };
+
+/* Wider vectors where the processor has them; sanitizers cannot instrument the resolver that chooses. */
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__gnu_linux__) && !defined(NRI_NO_CLONES)
+#define CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define CLONES
+#endif
+
+typedef struct {
+    nri_space base;
+    float *data;
+} space;
+
+static float *
+row(const nri_space *v, int64_t b, int slot)
+{
+    return ((const space *)v)->data + (b * v->slots + slot) * v->elements;
+}
+
+static int64_t
+block_length(const nri_space *v, int64_t d)
+{
+    return v->elements - d < BLOCK ? v->elements - d : BLOCK;
+}
+
+CLONES static void
+scale_block(int64_t n, float c, const float *restrict x, float *restrict y)
+{
+    for (int64_t i = 0; i < n; i++) {
+        y[i] = c * x[i];
+    }
+}
+
+CLONES static void
+add_block(int64_t n, float c, const float *restrict x, float *restrict y)
+{
+    for (int64_t i = 0; i < n; i++) {
+        y[i] += c * x[i];
+    }
+}
+
+/* Lanes are summed in float over one block only, blocks in double: the error stays near that of one rounding. */
+CLONES static double
+dot_block(int64_t n, const float *restrict x, const float *restrict y)
+{
+    float lane[LANES] = {0};
+    double sum = 0;
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        for (int j = 0; j < LANES; j++) {
+            lane[j] += x[i + j] * y[i + j];
+        }
+    }
+    for (int j = 0; j < LANES; j++) {
+        sum += (double)lane[j];
+    }
+    for (; i < n; i++) {
+        sum += (double)x[i] * (double)y[i];
+    }
+    return sum;
+}
+
+static nri_status
+combine_host(nri_space *v, int dst, nri_rows rows, const double *coef)
+{
+    float sum[BLOCK];
+    for (int64_t b = 0; b < v->batch; b++) {
+        const double *c = coef + b * rows.count;
+        for (int64_t d = 0; d < v->elements; d += BLOCK) {
+            int64_t n = block_length(v, d);
+            scale_block(n, (float)c[0], row(v, b, rows.first) + d, sum);
+            for (int i = 1; i < rows.count; i++) {
+                add_block(n, (float)c[i], row(v, b, rows.first + i * rows.step) + d, sum);
+            }
+            memcpy(row(v, b, dst) + d, sum, sizeof(*sum) * (size_t)n);
+        }
+    }
+    return NRI_OK;
+}
+
+static nri_status
+dots_host(nri_space *v, int x, nri_rows rows, double *out)
+{
+    memset(out, 0, sizeof(*out) * (size_t)(v->batch * rows.count));
+    for (int64_t b = 0; b < v->batch; b++) {
+        for (int64_t d = 0; d < v->elements; d += BLOCK) {
+            int64_t n = block_length(v, d);
+            for (int i = 0; i < rows.count; i++) {
+                out[b * rows.count + i] += dot_block(n, row(v, b, x) + d, row(v, b, rows.first + i * rows.step) + d);
+            }
+        }
+    }
+    return NRI_OK;
+}
+
+static nri_status
+copy_host(nri_space *v, int dst, int src, const bool *which)
+{
+    for (int64_t b = 0; b < v->batch; b++) {
+        if (!which || which[b]) {
+            memcpy(row(v, b, dst), row(v, b, src), sizeof(float) * (size_t)v->elements);
+        }
+    }
+    return NRI_OK;
+}
+
+static float
+bits_to_float(uint32_t bits)
+{
+    float x;
+    memcpy(&x, &bits, sizeof(x));
+    return x;
+}
+
+static uint32_t
+float_to_bits(float x)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof(bits));
+    return bits;
+}
+
+static float
+half_to_float(uint16_t h)
+{
+    uint32_t sign = (uint32_t)(h & 0x8000u) << 16, exponent = h >> 10 & 31u, fraction = h & 1023u;
+    if (exponent == 31) {
+        return bits_to_float(sign | 0x7f800000u | fraction << 13);
+    }
+    if (exponent) {
+        return bits_to_float(sign | (exponent + 112) << 23 | fraction << 13);
+    }
+    float tiny = (float)fraction * 0x1p-24f;
+    return sign ? -tiny : tiny;
+}
+
+/* Round to nearest, ties to even, as every network library does. */
+static uint16_t
+float_to_half(float x)
+{
+    uint32_t bits = float_to_bits(x), sign = bits >> 16 & 0x8000u, size = bits & 0x7fffffffu;
+    if (size > 0x7f800000u) {
+        return (uint16_t)(sign | 0x7e00u);
+    }
+    if (size >= 0x477ff000u) { /* 65520 and above round to infinity */
+        return (uint16_t)(sign | 0x7c00u);
+    }
+    if (size < 0x38800000u) { /* subnormal: adding 0.5 leaves the rounded value in the low bits */
+        return (uint16_t)(sign | (float_to_bits(bits_to_float(size) + 0.5f) - 0x3f000000u));
+    }
+    return (uint16_t)(sign | (size - 0x38000000u + 0xfffu + (size >> 13 & 1u)) >> 13);
+}
+
+static uint16_t
+float_to_bfloat(float x)
+{
+    uint32_t bits = float_to_bits(x);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) {
+        return (uint16_t)(bits >> 16 | 0x40u);
+    }
+    return (uint16_t)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+
+static nri_status
+load_host(nri_space *v, int dst, const nri_tensor *src)
+{
+    for (int64_t b = 0; b < v->batch; b++) {
+        float *y = row(v, b, dst);
+        int64_t n = v->elements, at = b * n;
+        switch (src->dtype) {
+        case NRI_FLOAT16:
+            for (int64_t i = 0; i < n; i++) {
+                y[i] = half_to_float(((const uint16_t *)src->data)[at + i]);
+            }
+            break;
+        case NRI_BFLOAT16:
+            for (int64_t i = 0; i < n; i++) {
+                y[i] = bits_to_float((uint32_t)((const uint16_t *)src->data)[at + i] << 16);
+            }
+            break;
+        case NRI_FLOAT32:
+            memcpy(y, (const float *)src->data + at, sizeof(*y) * (size_t)n);
+            break;
+        case NRI_FLOAT64:
+            for (int64_t i = 0; i < n; i++) {
+                y[i] = (float)((const double *)src->data)[at + i];
+            }
+            break;
+        }
+    }
+    return NRI_OK;
+}
+
+static nri_status
+store_host(nri_space *v, int src, const nri_tensor *dst)
+{
+    for (int64_t b = 0; b < v->batch; b++) {
+        const float *x = row(v, b, src);
+        int64_t n = v->elements, at = b * n;
+        switch (dst->dtype) {
+        case NRI_FLOAT16:
+            for (int64_t i = 0; i < n; i++) {
+                ((uint16_t *)dst->data)[at + i] = float_to_half(x[i]);
+            }
+            break;
+        case NRI_BFLOAT16:
+            for (int64_t i = 0; i < n; i++) {
+                ((uint16_t *)dst->data)[at + i] = float_to_bfloat(x[i]);
+            }
+            break;
+        case NRI_FLOAT32:
+            memcpy((float *)dst->data + at, x, sizeof(*x) * (size_t)n);
+            break;
+        case NRI_FLOAT64:
+            for (int64_t i = 0; i < n; i++) {
+                ((double *)dst->data)[at + i] = (double)x[i];
+            }
+            break;
+        }
+    }
+    return NRI_OK;
+}
+
+static void
+destroy_host(nri_space *v)
+{
+    free(((space *)v)->data);
+    free(v);
+}
+
+static const nri_vec_ops host_ops = {destroy_host, combine_host, dots_host, copy_host, load_host, store_host};
+
+/* Tensors for this backend are C-contiguous host memory. */
+nri_status
+nri_space_create_host(const nri_tensor *like, int slots, nri_space **out)
+{
+    int64_t elements = 1;
+    *out = NULL;
+    for (int i = 1; i < like->ndim; i++) {
+        elements *= like->shape[i];
+    }
+    if (like->ndim < 1 || like->shape[0] < 1 || elements < 1 || slots < 1) {
+        return NRI_BAD_ARGUMENT;
+    }
+    space *s = calloc(1, sizeof(*s));
+    if (!s) {
+        return NRI_NO_MEMORY;
+    }
+    s->base = (nri_space){&host_ops, like->shape[0], elements, slots};
+    s->data = calloc((size_t)(like->shape[0] * slots) * (size_t)elements, sizeof(*s->data));
+    if (!s->data) {
+        free(s);
+        return NRI_NO_MEMORY;
+    }
+    *out = &s->base;
+    return NRI_OK;
+}
