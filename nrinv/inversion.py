@@ -1,0 +1,123 @@
+"""What an inversion gives back, and its file format."""
+
+import json
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.utils import BaseOutput
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+FORMAT = "nrinv-inversion-1"
+
+
+@dataclass
+class InversionOutput(BaseOutput):
+    """The noise from which a pipeline draws an image, and how well and at what cost it was found.
+
+    latents [B, ...]: the noise, as `pipe(latents=...)` wants it.
+    noises: K tensors [B, ...] a stochastic scheduler draws, in its order; None for a deterministic one.
+    timesteps [E]: of the sampler's evaluations.  start: the first of them in the full schedule (0 unless strength < 1).
+    residuals [E, B]: |f(z) - z| / |z| at the last evaluation of each step: the reconstruction error of that step.
+    step_nfe [E, B], nfe [B]: network evaluations per step of the last sweep, and in all.
+    reasons: for each sample why it ended; `nrinv.reasons()` explains the names.
+    error [B]: |z_0 - sampler(z_T)| / |z_0|, end to end, where it was measured (refine, verify); else NaN.
+    trajectory: E + 1 states from z_T to z_0, if asked for.
+    prompt, call: what to call the pipeline with, beside `latents`.
+    pipeline, scheduler, scheduler_config: class names and configuration the inversion was made with.
+    """
+
+    latents: torch.Tensor
+    noises: list | None = None
+    timesteps: np.ndarray | None = None
+    start: int = 0
+    residuals: np.ndarray | None = None
+    step_nfe: np.ndarray | None = None
+    nfe: np.ndarray | None = None
+    reasons: list | None = None
+    error: np.ndarray | None = None
+    trajectory: list | None = None
+    prompt: Any = None
+    call: dict = field(default_factory=dict)
+    pipeline: str | None = None
+    scheduler: str | None = None
+    scheduler_config: dict = field(default_factory=dict)
+
+    def save(self, path):
+        """Write everything to one safetensors file; tensors among the call arguments included.
+
+        Raises ValueError if a call argument can be stored neither as a tensor nor as JSON.
+        """
+        tensors = {"latents": self.latents}
+        for name in ("noises", "trajectory"):
+            tensors.update({f"{name}.{i}": tensor for i, tensor in enumerate(getattr(self, name) or [])})
+        for name in ("timesteps", "residuals", "step_nfe", "nfe", "error"):
+            if getattr(self, name) is not None:
+                tensors[name] = torch.from_numpy(np.ascontiguousarray(getattr(self, name)))
+        call = {}
+        for name, value in self.call.items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"call.{name}"] = value
+            else:
+                call[name] = value
+        metadata = {name: getattr(self, name) for name in ("start", "reasons", "prompt", "pipeline", "scheduler")}
+        metadata.update(call=call, scheduler_config=self.scheduler_config, versions=_versions())
+        try:
+            text = json.dumps(metadata, default=_plain)
+        except TypeError as error:
+            raise ValueError(f"call: an argument cannot be saved: {error}") from error
+        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+        save_file(tensors, str(path), metadata={"format": FORMAT, "nrinv": text})
+
+
+def _plain(value):
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} is neither a tensor nor JSON")
+
+
+def _versions():
+    found = {}
+    for name in ("nrinv", "torch", "diffusers", "transformers"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def load(path, device="cpu"):
+    """Read an `InversionOutput` that `save` has written.
+
+    Raises ValueError if the file is missing, truncated, or not such a file.
+    """
+    try:
+        with safe_open(str(path), framework="pt", device=str(device)) as file:
+            header = file.metadata() or {}
+            if header.get("format") != FORMAT:
+                raise ValueError(f"path: {str(path)!r} is not an inversion saved by nrinv")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = json.loads(header["nrinv"])
+        return _assemble(tensors, metadata)
+    except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"path: {str(path)!r} cannot be read as a saved inversion: {error}") from error
+
+
+def _assemble(tensors, metadata):
+    metadata.pop("versions")
+    call = metadata.pop("call")
+    call.update({name.removeprefix("call."): t for name, t in tensors.items() if name.startswith("call.")})
+    fields = {
+        name: tensors[name].cpu().numpy()
+        for name in ("timesteps", "residuals", "step_nfe", "nfe", "error")
+        if name in tensors
+    }
+    for name in ("noises", "trajectory"):
+        count = sum(key.startswith(f"{name}.") for key in tensors)
+        fields[name] = [tensors[f"{name}.{i}"] for i in range(count)] or None
+    return InversionOutput(latents=tensors["latents"], call=call, **fields, **metadata)

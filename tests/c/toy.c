@@ -1,0 +1,316 @@
+/* Toy problems for the C tests, see toy.h. */
+#include "toy.h"
+
+#include <math.h>
+#include <string.h>
+
+const toy_fault toy_sound = {0, -1, 0};
+
+double
+toy_uniform(uint64_t *seed)
+{
+    *seed ^= *seed << 13;
+    *seed ^= *seed >> 7;
+    *seed ^= *seed << 17;
+    return (double)(*seed >> 11) * 0x1p-52 - 1;
+}
+
+/* Sum of twelve uniforms: near enough to a normal number, and the same on every machine. */
+double
+toy_normal(uint64_t *seed)
+{
+    double sum = 0;
+    for (int i = 0; i < 12; i++) {
+        sum += toy_uniform(seed);
+    }
+    return sum / 2;
+}
+
+void
+toy_normals(uint64_t *seed, int n, float *x)
+{
+    for (int i = 0; i < n; i++) {
+        x[i] = (float)toy_normal(seed);
+    }
+}
+
+nri_tensor
+toy_tensor(void *data, nri_dtype dtype, int64_t shape[2], int64_t batch, int64_t elements)
+{
+    shape[0] = batch;
+    shape[1] = elements;
+    return (nri_tensor){.data = data, .dtype = dtype, .device_type = 1, .ndim = 2, .shape = shape};
+}
+
+double *
+toy_alpha(toy_form *f, int j, int k)
+{
+    return f->steps + j * (2 * f->E + f->K) + k;
+}
+
+double *
+toy_beta(toy_form *f, int j, int k)
+{
+    return toy_alpha(f, j, f->E + k);
+}
+
+double *
+toy_gamma(toy_form *f, int j, int k)
+{
+    return toy_alpha(f, j, 2 * f->E + k);
+}
+
+toy_form
+toy_empty(int E, int K)
+{
+    toy_form f = {.E = E, .K = K};
+    for (int j = 0; j < E; j++) {
+        f.timesteps[j] = 1 - (double)j / E;
+        f.inputs[j] = 0.7 + 0.05 * j;
+    }
+    return f;
+}
+
+toy_form
+toy_euler(int E)
+{
+    toy_form f = toy_empty(E, 0);
+    for (int j = 0; j < E; j++) {
+        *toy_alpha(&f, j, j) = 1 + 0.02 * (j + 1);
+        *toy_beta(&f, j, j) = -0.3 - 0.04 * j;
+    }
+    return f;
+}
+
+toy_form
+toy_ancestral(int E)
+{
+    toy_form f = toy_empty(E, E - 1);
+    for (int j = 0; j < E; j++) {
+        *toy_alpha(&f, j, j) = 1 - 0.03 * j;
+        *toy_beta(&f, j, j) = -0.35;
+        if (j < E - 1) {
+            *toy_gamma(&f, j, j) = 0.4 + 0.1 * j;
+        }
+    }
+    return f;
+}
+
+toy_form
+toy_adams(int E)
+{
+    toy_form f = toy_empty(E, 0);
+    for (int j = 0; j < E; j++) {
+        double h = -0.25;
+        *toy_alpha(&f, j, j) = 1;
+        *toy_beta(&f, j, j) = j ? 1.5 * h : h;
+        if (j) {
+            *toy_beta(&f, j, j - 1) = -0.5 * h;
+        }
+    }
+    return f;
+}
+
+toy_form
+toy_heun(int steps)
+{
+    toy_form f = toy_empty(2 * steps, 0);
+    for (int j = 0; j < 2 * steps; j += 2) {
+        double h = -0.3;
+        *toy_alpha(&f, j, j) = 1;
+        *toy_beta(&f, j, j) = h;
+        *toy_alpha(&f, j + 1, j) = 1;
+        *toy_beta(&f, j + 1, j) = h / 2;
+        *toy_beta(&f, j + 1, j + 1) = h / 2;
+    }
+    return f;
+}
+
+toy_network
+toy_make_network(int D, bool linear, double size, uint64_t seed)
+{
+    toy_network net = {.D = D, .linear = linear};
+    for (int i = 0; i < D; i++) {
+        for (int k = 0; k < D; k++) {
+            net.w[i][k] = size * toy_normal(&seed) / (2 * sqrt(D));
+        }
+        net.v[i] = linear ? 0.3 * toy_normal(&seed) : 0;
+    }
+    return net;
+}
+
+void
+toy_evaluate(const toy_network *net, double timestep, const double *x, double *m)
+{
+    for (int i = 0; i < net->D; i++) {
+        double sum = timestep * net->v[i];
+        for (int k = 0; k < net->D; k++) {
+            sum += net->w[i][k] * x[k];
+        }
+        m[i] = net->linear ? sum : tanh(sum);
+    }
+}
+
+void
+toy_forward(toy_form *f, const toy_network *net, const double *noises, double *states)
+{
+    double x[TOY_D], m[TOY_E][TOY_D];
+    for (int j = 0; j < f->E; j++) {
+        for (int d = 0; d < net->D; d++) {
+            x[d] = f->inputs[j] * states[j * TOY_D + d];
+        }
+        toy_evaluate(net, f->timesteps[j], x, m[j]);
+        for (int d = 0; d < net->D; d++) {
+            double sum = 0;
+            for (int k = 0; k <= j; k++) {
+                sum += *toy_alpha(f, j, k) * states[k * TOY_D + d] + *toy_beta(f, j, k) * m[k][d];
+            }
+            for (int k = 0; k < f->K; k++) {
+                sum += *toy_gamma(f, j, k) * noises[k * TOY_D + d];
+            }
+            states[(j + 1) * TOY_D + d] = sum;
+        }
+    }
+}
+
+toy_problem
+toy_make_problem(toy_form *f, const toy_network *net, int B, uint64_t seed, double start[TOY_B][TOY_D])
+{
+    toy_problem p = {.B = B, .D = net->D};
+    double states[(TOY_E + 1) * TOY_D], noises[TOY_K * TOY_D];
+    for (int b = 0; b < B; b++) {
+        for (int d = 0; d < net->D; d++) {
+            states[d] = start[b][d] = toy_normal(&seed);
+        }
+        for (int k = 0; k < f->K; k++) {
+            toy_normals(&seed, net->D, p.noises[k][b]);
+            for (int d = 0; d < net->D; d++) {
+                noises[k * TOY_D + d] = (double)p.noises[k][b][d];
+            }
+        }
+        toy_forward(f, net, noises, states);
+        for (int d = 0; d < net->D; d++) {
+            p.target[b][d] = (float)states[f->E * TOY_D + d];
+        }
+    }
+    return p;
+}
+
+/* Between a slot and rows of TOY_D numbers. */
+static nri_status
+move(nri_space *v, int slot, float (*x)[TOY_D], bool load)
+{
+    float packed[TOY_B * TOY_D];
+    int64_t shape[2], D = v->elements;
+    nri_tensor t = toy_tensor(packed, NRI_FLOAT32, shape, v->batch, D);
+    for (int64_t b = 0; load && b < v->batch; b++) {
+        memcpy(packed + b * D, x[b], sizeof(float) * (size_t)D);
+    }
+    NRI_TRY(load ? v->ops->load(v, slot, &t) : v->ops->store(v, slot, &t));
+    for (int64_t b = 0; !load && b < v->batch; b++) {
+        memcpy(x[b], packed + b * D, sizeof(float) * (size_t)D);
+    }
+    return NRI_OK;
+}
+
+static nri_status
+answer(nri_inversion *inv, nri_space *v, const toy_network *net, const nri_request *q, unsigned spoiled)
+{
+    float sample[TOY_B][TOY_D], output[TOY_B * TOY_D];
+    double x[TOY_D], m[TOY_D];
+    int64_t shape[2];
+    NRI_TRY(move(v, q->slot, sample, false));
+    for (int64_t b = 0; b < v->batch; b++) {
+        for (int d = 0; d < net->D; d++) {
+            x[d] = q->scale * (double)sample[b][d];
+        }
+        toy_evaluate(net, q->timestep, x, m);
+        for (int d = 0; d < net->D; d++) {
+            output[b * net->D + d] = spoiled >> b & 1u ? NAN : (float)m[d];
+        }
+    }
+    nri_tensor t = toy_tensor(output, NRI_FLOAT32, shape, v->batch, net->D);
+    return nri_inversion_feed(inv, &t);
+}
+
+static nri_status
+collect(const nri_inversion *inv, nri_space *v, int E, toy_outcome *out)
+{
+    nri_result result;
+    NRI_TRY(nri_inversion_result(inv, &result));
+    NRI_TRY(move(v, result.latents, out->latents, false));
+    for (int j = 0; result.trajectory >= 0 && j <= E; j++) {
+        NRI_TRY(move(v, result.trajectory + j, out->trajectory[j], false));
+    }
+    for (int b = 0; b < v->batch; b++) {
+        for (int j = 0; j < E; j++) {
+            out->residual[j][b] = result.residual[j * v->batch + b];
+            out->step_nfe[j][b] = result.step_nfe[j * v->batch + b];
+        }
+        out->nfe[b] = result.nfe[b];
+        out->reason[b] = result.reason[b];
+        out->error[b] = result.error[b];
+    }
+    out->evaluations = result.evaluations;
+    return NRI_OK;
+}
+
+static nri_status
+drive(nri_inversion *inv, nri_space *v, const toy_form *f, const toy_network *net, const toy_problem *p, toy_fault fault,
+      toy_outcome *out)
+{
+    nri_request request;
+    bool done;
+    toy_problem copy = *p;
+    NRI_TRY(move(v, nri_inversion_target(inv), copy.target, true));
+    for (int k = 0; k < f->K; k++) {
+        NRI_TRY(move(v, nri_inversion_noise(inv, k), copy.noises[k], true));
+    }
+    for (int i = 0;; i++) {
+        NRI_TRY(nri_inversion_next(inv, &request, &done));
+        if (done) {
+            return collect(inv, v, f->E, out);
+        }
+        unsigned spoiled = fault.first <= i && i <= fault.last ? fault.samples : 0;
+        NRI_TRY(answer(inv, v, net, &request, spoiled));
+    }
+}
+
+nri_status
+toy_invert(const toy_form *f, const toy_network *net, const nri_options *o, const toy_problem *p, toy_fault fault,
+           toy_outcome *out)
+{
+    nri_sampler *sampler = NULL;
+    nri_space *v = NULL;
+    nri_inversion *inv = NULL;
+    int64_t shape[2];
+    int step;
+    nri_tensor like = toy_tensor(NULL, NRI_FLOAT32, shape, p->B, p->D);
+    memset(out, 0, sizeof(*out));
+    nri_status status = nri_sampler_create(f->E, f->K, f->timesteps, f->steps, f->inputs, &sampler, &step);
+    if (status == NRI_OK) {
+        out->limit = nri_inversion_max_evaluations(sampler, o);
+        status = nri_space_create_host(&like, nri_inversion_slots(sampler, o), &v);
+    }
+    if (status == NRI_OK) {
+        status = nri_inversion_create(sampler, o, v, &inv, &step);
+    }
+    if (status == NRI_OK) {
+        status = drive(inv, v, f, net, p, fault, out);
+    }
+    nri_inversion_destroy(inv);
+    nri_space_destroy(v);
+    nri_sampler_destroy(sampler);
+    return status;
+}
+
+double
+toy_distance(int D, const float *x, const double *y)
+{
+    double gap = 0, size = 0;
+    for (int d = 0; d < D; d++) {
+        gap += ((double)x[d] - y[d]) * ((double)x[d] - y[d]);
+        size += y[d] * y[d];
+    }
+    return sqrt(gap / size);
+}
