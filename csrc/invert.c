@@ -20,7 +20,7 @@ The first guess of a step is c + beta m_{j+1}: the output of the cleaner step be
 #include "nrinv.h"
 
 const nri_options nri_default_options = {
-    .solver = NRI_ANDERSON, .max_nfe = 3, .depth = 3, .refine = 0, .tol = 1e-3, .atol = 0, .extrapolation = 0.5,
+    .solver = NRI_ANDERSON, .max_nfe = 3, .depth = 3, .refine = 0, .tol = 1e-4, .atol = 0, .extrapolation = 1,
     .predictor = true,
 };
 
@@ -479,7 +479,6 @@ feed_forward(nri_inversion *inv, const nri_tensor *model_output)
 static nri_status
 start(nri_inversion *inv)
 {
-    inv->started = true;
     NRI_TRY(norms(inv, Z0, inv->target.scale));
     nri_solve_begin(&inv->target, NULL);
     for (int64_t i = 0; i < inv->v->batch * inv->sampler->evaluations; i++) {
@@ -492,7 +491,9 @@ start(nri_inversion *inv)
         }
     }
     NRI_TRY(inv->v->ops->copy(inv->v, Y, Z0, NULL));
-    return begin_sweep(inv);
+    NRI_TRY(begin_sweep(inv));
+    inv->started = true;
+    return NRI_OK;
 }
 
 nri_status

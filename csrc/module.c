@@ -906,8 +906,8 @@ static PyGetSetDef inversion_getset[] = {
 
 static PyType_Slot inversion_slots[] = {
     {Py_tp_doc,
-     "Inversion(sampler, target, *, noises=None, solver='anderson', max_nfe=3, depth=3, tol=0.001, atol=0.0, refine=0,\n"
-     "          extrapolation=0.5, predictor=True, verify=False, trajectory=False)\n--\n\n"
+     "Inversion(sampler, target, *, noises=None, solver='anderson', max_nfe=3, depth=3, tol=0.0001, atol=0.0, refine=0,\n"
+     "          extrapolation=1.0, predictor=True, verify=False, trajectory=False)\n--\n\n"
      "Find the noise z_T from which `sampler` draws `target` [B, ...], a torch tensor or a NumPy array, in float32.\n\n"
      "The network is yours:\n\n"
      "    while request := inversion.next():\n"

@@ -10,7 +10,7 @@ For each sample, in this order:
     not finite            restart from the best pair with half a step; from the origin if there is none; twice in a row: end
     |r| <= tol * scale    end (tol), with the extrapolated iterate: it is an update further than the one measured
     rms(r) <= atol        end (atol)
-    |r| > 2 best          restart from the best pair with half a step; the third time: end (diverged)
+    |r| > 2 best          restart from the best pair with half a step, then a quarter; the third time: end (diverged)
     no new best for 4     end (stalled)
     max_nfe evaluations   end (max_nfe), with the extrapolated iterate if the last residual is the best, else with best f
 
@@ -27,7 +27,6 @@ Sources: cvxgrp/aa (rejection), PETSc SNESANDERSON (restart at 2 |F_min|).
 
 enum { MAX_RESTARTS = 2, MAX_FAILURES = 2, PATIENCE = 4 };
 static const double GROWTH = 2;
-static const double HALF_STEP[2] = {1, -0.5}; /* f - r / 2 = z + r / 2 */
 
 typedef enum { MIX, HALF, BEST, ORIGIN, KEEP } move;
 
@@ -35,7 +34,7 @@ nri_status
 nri_solve_create(nri_solve *s, nri_space *v, nri_solver solver, int depth, int max_nfe, double tol, double atol,
                  nri_solve_slots slot)
 {
-    size_t B = (size_t)v->batch, n = (size_t)depth + 1, wide = n + 1; /* room for HALF_STEP when depth is 0 */
+    size_t B = (size_t)v->batch, n = (size_t)depth + 1, wide = n + 1; /* room for a restart when depth is 0 */
     size_t bytes = B * (sizeof(*s->scale) * 3 + sizeof(*s->gram) * n * n + sizeof(*s->dots) * wide * 2
                         + sizeof(*s->reason) + sizeof(int) * 4 + sizeof(bool) * (4 + n) + sizeof(*s->moves));
     *s = (nri_solve){.v = v, .solver = solver, .depth = depth, .max_nfe = max_nfe, .tol = tol, .atol = atol, .slot = slot};
@@ -261,7 +260,8 @@ restart(nri_solve *s)
     }
     if (any & 1u << HALF) {
         for (int64_t b = 0; b < s->v->batch; b++) {
-            memcpy(s->dots + 2 * b, HALF_STEP, sizeof(HALF_STEP));
+            s->dots[2 * b] = 1; /* f - r / 2 = z + r / 2 */
+            s->dots[2 * b + 1] = s->restarts[b] > 1 ? -0.75 : -0.5;
         }
         NRI_TRY(s->v->ops->combine(s->v, s->slot.spare, (nri_rows){s->slot.best_f, 2, 1}, s->dots));
         NRI_TRY(copy_where(s, 1u << HALF, f, s->slot.spare));

@@ -74,7 +74,7 @@ def invert(
     strength=1.0,
     solver="anderson",
     max_nfe=None,
-    tol=1e-3,
+    tol=1e-4,
     refine=None,
     noise="record",
     verify=False,
@@ -82,7 +82,7 @@ def invert(
     return_dict=True,
     atol=0.0,
     depth=None,
-    extrapolation=0.5,
+    extrapolation=1.0,
     predictor=True,
     **pipe_kwargs,
 ):
