@@ -328,6 +328,16 @@ log_step(nri_inversion *inv, int64_t b)
 }
 
 static nri_status
+keep_best(nri_inversion *inv, const bool *which)
+{
+    NRI_TRY(inv->v->ops->copy(inv->v, BEST, STATE, which));
+    for (int j = 0; inv->best_trajectory >= 0 && j <= inv->sampler->evaluations; j++) {
+        NRI_TRY(inv->v->ops->copy(inv->v, inv->best_trajectory + j, inv->trajectory + j, which));
+    }
+    return NRI_OK;
+}
+
+static nri_status
 end_step(nri_inversion *inv)
 {
     bool running = false;
@@ -340,7 +350,7 @@ end_step(nri_inversion *inv)
         NRI_TRY(inv->v->ops->copy(inv->v, inv->trajectory + inv->j, STATE, NULL));
     }
     if (inv->measure && inv->target.k == 0 && (inv->j == 0 || !running)) {
-        NRI_TRY(inv->v->ops->copy(inv->v, BEST, STATE, NULL)); /* something to return if nothing can be measured */
+        NRI_TRY(keep_best(inv, NULL)); /* something to return if nothing can be measured */
     }
     if (running && inv->j > 0) {
         return begin_step(inv, inv->j - 1);
@@ -395,17 +405,6 @@ clean_rings(nri_inversion *inv, const bool *failed)
     return inv->v->ops->copy(inv->v, END, Z0, failed);
 }
 
-static nri_status
-keep_best(nri_inversion *inv)
-{
-    const bool *improved = inv->target.improved;
-    NRI_TRY(inv->v->ops->copy(inv->v, BEST, STATE, improved));
-    for (int j = 0; inv->best_trajectory >= 0 && j <= inv->sampler->evaluations; j++) {
-        NRI_TRY(inv->v->ops->copy(inv->v, inv->best_trajectory + j, inv->trajectory + j, improved));
-    }
-    return NRI_OK;
-}
-
 static void
 log_target(nri_inversion *inv)
 {
@@ -430,7 +429,7 @@ end_forward(nri_inversion *inv)
     NRI_TRY(combine_all(inv, nri_solve_f(s), (nri_rows){Z0, 3, 1}, (double[]){1, 1, -1}));
     NRI_TRY(combine_all(inv, nri_solve_r(s), (nri_rows){Z0, 2, END - Z0}, (double[]){1, -1}));
     NRI_TRY(nri_solve_advance(s, Y));
-    NRI_TRY(keep_best(inv));
+    NRI_TRY(keep_best(inv, s->improved));
     log_target(inv);
     for (int64_t b = 0; b < inv->v->batch; b++) {
         running |= !inv->idle[b];

@@ -78,12 +78,38 @@ def _unit(batch):
     return (batch + 1) / 2 if isinstance(batch, torch.Tensor) and batch.min() < 0 else batch
 
 
+def _latent_channels(pipe):
+    return pipe.vae.config.get("latent_channels") or pipe.vae.config.get("z_dim")
+
+
+def _network_dtype(pipe):
+    return (getattr(pipe, "unet", None) or pipe.transformer).dtype
+
+
 def _is_latents(pipe, batch):
     return isinstance(batch, torch.Tensor) and batch.shape[1] != 3 and batch.shape[1] == _latent_channels(pipe)
 
 
-def _latent_channels(pipe):
-    return pipe.vae.config.get("latent_channels") or pipe.vae.config.get("z_dim")
+def read_images(pipe, image, *, height=None, width=None):
+    """`image`, as in `encode`, as one tensor: pixels [B, 3, H, W] in -1..1, or latents if that is what it holds."""
+    images = list(image) if isinstance(image, (list, tuple)) else [image]
+    if not images:
+        raise ValueError("image must hold at least one image, got an empty list")
+    batches = [batch for one in images for batch in _to_batches(one)]
+    latents = [_is_latents(pipe, batch) for batch in batches]
+    if any(latents):
+        if not all(latents) or len({tuple(batch.shape[1:]) for batch in batches}) > 1:
+            raise ValueError("image must hold either images or latents of one shape, got a mixture")
+        return torch.cat(batches)
+    for batch in batches:
+        if isinstance(batch, torch.Tensor) and batch.shape[1] != 3:
+            channels = _latent_channels(pipe)
+            raise ValueError(f"image must have 3 channels, or {channels} if it is latents, got shape {tuple(batch.shape)}")
+    pixels = [pipe.image_processor.preprocess(_unit(batch), height=height, width=width) for batch in batches]
+    sizes = {tuple(p.shape[-2:]) for p in pixels}
+    if len(sizes) > 1:
+        raise ValueError(f"image: all images must have one size, got {sorted(sizes)}; give height and width to resize them")
+    return torch.cat(pixels)
 
 
 @torch.no_grad()
@@ -97,31 +123,14 @@ def encode(pipe, image, *, height=None, width=None):
     The mode of the VAE's posterior is taken, not a sample: inversion wants the same latents every time.
     Raises ValueError for anything else, for an empty list, for images of different sizes, and for NaN.
     """
-    vae, device = pipe.vae, pipe._execution_device
-    images = list(image) if isinstance(image, (list, tuple)) else [image]
-    if not images:
-        raise ValueError("image must hold at least one image, got an empty list")
-    batches = [batch for one in images for batch in _to_batches(one)]
-    latents = [_is_latents(pipe, batch) for batch in batches]
-    network = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
-    if any(latents):
-        if not all(latents) or len({tuple(batch.shape[1:]) for batch in batches}) > 1:
-            raise ValueError("image must hold either images or latents of one shape, got a mixture")
-        return torch.cat(batches).to(device=device, dtype=network.dtype)
-    for batch in batches:
-        if isinstance(batch, torch.Tensor) and batch.shape[1] != 3:
-            raise ValueError(
-                f"image must have 3 channels, or {_latent_channels(pipe)} for latents, got shape {tuple(batch.shape)}"
-            )
-    pixels = [pipe.image_processor.preprocess(_unit(batch), height=height, width=width) for batch in batches]
-    sizes = {tuple(p.shape[-2:]) for p in pixels}
-    if len(sizes) > 1:
-        raise ValueError(f"image: all images must have one size, got {sorted(sizes)}; give height and width to resize them")
-    with _vae_precision(vae) as dtype:
-        posterior = vae.encode(torch.cat(pixels).to(device=device, dtype=dtype)).latent_dist
-        z = posterior.mode().float()
+    vae, device, dtype = pipe.vae, pipe._execution_device, _network_dtype(pipe)
+    pixels = read_images(pipe, image, height=height, width=width)
+    if _is_latents(pipe, pixels):
+        return pixels.to(device=device, dtype=dtype)
+    with _vae_precision(vae) as vae_dtype:
+        z = vae.encode(pixels.to(device=device, dtype=vae_dtype)).latent_dist.mode().float()
     mean, std = _statistics(vae, z)
-    return ((z - mean) / std).to(network.dtype)
+    return ((z - mean) / std).to(dtype)
 
 
 @torch.no_grad()

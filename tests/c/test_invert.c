@@ -182,6 +182,27 @@ check_trajectory(void)
     }
 }
 
+/* If no forward run succeeds, the trajectory of the sweep is returned with its latents. */
+static void
+check_unmeasured_trajectory(void)
+{
+    double start[TOY_B][TOY_D];
+    toy_form f = toy_euler(4);
+    toy_network net = toy_make_network(TOY_D, false, 0.9, 53);
+    toy_problem p = toy_make_problem(&f, &net, TOY_B, 54, start);
+    nri_options o = exact;
+    check_label = "unmeasured trajectory";
+    o.max_nfe = 1;
+    o.verify = o.trajectory = true;
+    toy_outcome out = invert(&f, &net, o, &p, (toy_fault){f.E + 1, f.E + 1, 1u << 2});
+    for (int b = 0; b < TOY_B; b++) {
+        CHECK(isnan(out.error[b]) == (b == 2));
+        CHECK((out.reason[b] == NRI_NON_FINITE) == (b == 2));
+        CHECK(memcmp(out.trajectory[0][b], out.latents[b], sizeof(out.latents[b])) == 0);
+    }
+    CHECK(memcmp(out.trajectory[f.E][2], p.target[2], sizeof(p.target[2])) == 0);
+}
+
 /* Nothing of a sample depends on the others: not its result, its reason, nor its counts. */
 static void
 check_batch(void)
@@ -194,9 +215,7 @@ check_batch(void)
     check_label = "batch";
     o.refine = 6;
     o.tol = 1e-5;
-    for (int d = 0; d < TOY_D; d++) {
-        p.target[1][d] *= 0.01F; /* an easy one, that ends early */
-    }
+    memset(p.target[1], 0, sizeof(p.target[1])); /* an easy one, that ends with the first round */
     toy_outcome all = invert(&f, &net, o, &p, toy_sound);
     toy_outcome hurt = invert(&f, &net, o, &p, (toy_fault){0, 1 << 30, 1u << 2});
     for (int b = 0; b < TOY_B; b++) {
@@ -205,11 +224,15 @@ check_batch(void)
         toy_outcome one = invert(&f, &net, o, &single, toy_sound);
         CHECK(memcmp(all.latents[b], one.latents[0], sizeof(one.latents[0])) == 0);
         CHECK(all.nfe[b] == one.nfe[0] && all.reason[b] == one.reason[0] && all.error[b] == one.error[0]);
+        for (int j = 0; j < f.E; j++) {
+            CHECK(all.residual[j][b] == one.residual[j][0] && all.step_nfe[j][b] == one.step_nfe[j][0]);
+        }
         if (b != 2) {
             CHECK(memcmp(hurt.latents[b], one.latents[0], sizeof(one.latents[0])) == 0);
             CHECK(hurt.nfe[b] == one.nfe[0] && hurt.reason[b] == one.reason[0] && hurt.error[b] == one.error[0]);
         }
     }
+    CHECK(all.nfe[1] == 2 * f.E && all.nfe[0] > 2 * f.E && all.reason[1] == NRI_TOL);
     CHECK(hurt.reason[2] == NRI_NON_FINITE);
     CHECK(isnan(hurt.error[2]));
 }
@@ -521,6 +544,7 @@ test_invert(void)
     check_verify("verify heun", toy_heun(3));
     check_best_trajectory();
     check_trajectory();
+    check_unmeasured_trajectory();
     check_batch();
     check_not_finite();
     check_zero_target();

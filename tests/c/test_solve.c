@@ -11,7 +11,7 @@ enum { DIM = 40, BATCH = 6, MOST_NFE = 100 };
 typedef struct {
     double h[DIM], c[DIM];
     double start[DIM];
-    int bad_first, bad_last; /* evaluations that return NaN; -1, -1: none */
+    uint64_t bad; /* bit k: evaluation k returns NaN; the last bit stands for all later ones */
 } map;
 
 typedef struct {
@@ -32,6 +32,18 @@ static const settings usual = {NRI_ANDERSON, 5, MOST_NFE, 1e-6, 0};
 /* Slots besides the rings. */
 enum { ITERATE, RESULT, ORIGIN, BEST_F, BEST_R, SPARE, RINGS };
 
+static bool
+finite(int n, const float *z)
+{
+    for (int d = 0; d < n; d++) {
+        if (!isfinite(z[d])) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* Whatever a map returned, it is never asked for its value at a point that is not finite. */
 static void
 evaluate(nri_solve *s, const map *maps, int evaluation)
 {
@@ -41,8 +53,9 @@ evaluate(nri_solve *s, const map *maps, int evaluation)
     const nri_vec_ops *ops = s->v->ops;
     nri_tensor t = toy_tensor(z, NRI_FLOAT32, shape, B, DIM);
     CHECK(ops->store(s->v, ITERATE, &t) == NRI_OK);
+    CHECK(finite((int)B * DIM, z));
     for (int64_t b = 0; b < B; b++) {
-        bool bad = maps[b].bad_first <= evaluation && evaluation <= maps[b].bad_last;
+        bool bad = maps[b].bad >> (evaluation < 63 ? evaluation : 63) & 1u;
         for (int d = 0; d < DIM; d++) {
             float *x = z + b * DIM + d;
             *x = bad ? NAN : (float)(maps[b].h[d] * (double)*x + maps[b].c[d]);
@@ -109,7 +122,7 @@ solve(const map *maps, int B, settings o)
 static map
 make_map(int n, const double *h, uint64_t seed)
 {
-    map m = {.bad_first = -1, .bad_last = -1};
+    map m = {.bad = 0};
     for (int d = 0; d < DIM; d++) {
         m.h[d] = h[d % n];
         m.c[d] = toy_normal(&seed);
@@ -214,7 +227,9 @@ check_stopping(void)
     }
     outcome out = solve(&m, 1, (settings){NRI_ANDERSON, 5, MOST_NFE, 0, 1e-3});
     CHECK(out.reason[0] == NRI_ATOL);
-    CHECK(out.residual[0] <= 1e-3 * sqrt(DIM) && out.residual[0] > 1e-6);
+    CHECK(out.residual[0] <= 1e-3 * sqrt(DIM));
+    out = solve(&m, 1, (settings){NRI_ANDERSON, 5, out.nfe[0] - 1, 0, 0});
+    CHECK(out.residual[0] > 1e-3 * sqrt(DIM));
     out = solve(&m, 1, (settings){NRI_ANDERSON, 5, 4, 1e-6, 0});
     CHECK(out.reason[0] == NRI_MAX_NFE && out.nfe[0] == 4);
     CHECK(distance(&m, out.z[0]) < 0.2);
@@ -286,24 +301,13 @@ check_restarts(void)
     CHECK_NEAR(distance(&m, out.z[0]), 0, 1e-3);
 }
 
-static bool
-finite(const float *z)
-{
-    for (int d = 0; d < DIM; d++) {
-        if (!isfinite(z[d])) {
-            return false;
-        }
-    }
-    return true;
-}
-
 static void
 check_not_finite(void)
 {
     check_label = "not finite";
     map m = make_step(0.8, 9);
     for (int at = 0; at < 8; at++) {
-        m.bad_first = m.bad_last = at;
+        m.bad = (uint64_t)1 << at;
         outcome out = solve(&m, 1, usual);
         CHECK(out.reason[0] == NRI_TOL);
         CHECK_NEAR(distance(&m, out.z[0]), 0, 1e-5);
@@ -311,19 +315,38 @@ check_not_finite(void)
         last.max_nfe = at + 1;
         out = solve(&m, 1, last);
         CHECK(out.reason[0] == NRI_NON_FINITE && out.nfe[0] == at + 1);
-        CHECK(finite(out.z[0]));
+        CHECK(finite(DIM, out.z[0]));
     }
     for (int at = 0; at < 8; at++) {
-        m.bad_first = at;
-        m.bad_last = MOST_NFE;
+        m.bad = ~(uint64_t)0 << at;
         outcome out = solve(&m, 1, usual);
         CHECK(out.reason[0] == NRI_NON_FINITE);
         CHECK(out.nfe[0] == at + 2);
-        CHECK(finite(out.z[0]));
+        CHECK(finite(DIM, out.z[0]));
         CHECK(isnan(out.residual[0]) == (at == 0));
         for (int d = 0; at == 0 && d < DIM; d++) {
             CHECK(out.z[0][d] == (float)m.start[d]);
         }
+    }
+    m.bad = 1u << 1 | 1u << 3 | 1u << 5 | 1u << 7; /* never twice in a row */
+    CHECK(solve(&m, 1, usual).reason[0] == NRI_TOL);
+}
+
+/* After a bad evaluation nothing is remembered but the best pair; before the first good one, the origin. */
+static void
+check_memory(void)
+{
+    check_label = "memory over a restart";
+    map m = make_map(2, (double[]){0.9, -0.6}, 4);
+    m.bad = 1u << 2;
+    outcome out = solve(&m, 1, (settings){NRI_ANDERSON, 5, 4, 0, 0}); /* mixes evaluations 1 and 3 */
+    CHECK(distance(&m, out.z[0]) > 1e-3);
+    out = solve(&m, 1, (settings){NRI_ANDERSON, 5, 5, 0, 0});
+    CHECK_NEAR(distance(&m, out.z[0]), 0, 2e-5);
+    m.bad = 1u << 0;
+    out = solve(&m, 1, (settings){NRI_FIXED_POINT, 0, 2, 0, 0});
+    for (int d = 0; d < DIM; d++) {
+        CHECK_NEAR((double)out.z[0][d], m.h[d] * m.start[d] + m.c[d], 1e-5);
     }
 }
 
@@ -332,11 +355,14 @@ static void
 check_batch(void)
 {
     check_label = "batch";
-    map maps[BATCH] = {make_step(0.3, 10), make_step(0.95, 11),           make_map(1, (double[]){-10}, 12),
-                       make_step(0.8, 13), make_map(1, (double[]){1}, 14), make_step(0.5, 15)};
-    maps[3].bad_first = maps[3].bad_last = 2;
-    maps[5].bad_first = 12; /* after its end */
-    maps[5].bad_last = MOST_NFE;
+    map maps[BATCH] = {make_step(0.3, 10),
+                       make_step(0.95, 11),
+                       make_map(1, (double[]){-10}, 12),
+                       make_step(0.8, 13),
+                       make_map(1, (double[]){1}, 14),
+                       make_step(0.5, 15)};
+    maps[3].bad = 1u << 2;
+    maps[5].bad = ~(uint64_t)0 << 12; /* after its end */
     for (int solver = 0; solver < 2; solver++) {
         settings o = {solver ? NRI_FIXED_POINT : NRI_ANDERSON, solver ? 0 : 5, 40, solver ? 1e-3 : 1e-6, 0};
         outcome all = solve(maps, BATCH, o);
@@ -358,7 +384,8 @@ check_skip(void)
     map maps[2] = {make_step(0.3, 16), make_step(0.3, 17)};
     nri_solve s;
     nri_space *v = make_space(maps, 2, RINGS + 2);
-    CHECK(nri_solve_create(&s, v, NRI_FIXED_POINT, 0, 2, 0, 0, (nri_solve_slots){RINGS, RINGS + 1, BEST_F, BEST_R, SPARE, ORIGIN})
+    CHECK(nri_solve_create(&s, v, NRI_FIXED_POINT, 0, 2, 0, 0,
+                           (nri_solve_slots){RINGS, RINGS + 1, BEST_F, BEST_R, SPARE, ORIGIN})
           == NRI_OK);
     nri_solve_begin(&s, (bool[]){true, false});
     for (int i = 0; i < 2; i++) {
@@ -400,6 +427,7 @@ test_solve(void)
     check_diverged();
     check_restarts();
     check_not_finite();
+    check_memory();
     check_batch();
     check_skip();
     check_texts();

@@ -213,8 +213,9 @@ move(nri_space *v, int slot, float (*x)[TOY_D], bool load)
     return NRI_OK;
 }
 
+/* A sweep never asks about a sample that is not finite; a forward run has nothing else to go on with. */
 static nri_status
-answer(nri_inversion *inv, nri_space *v, const toy_network *net, const nri_request *q, unsigned spoiled)
+answer(nri_inversion *inv, nri_space *v, const toy_network *net, const nri_request *q, bool in_sweep, unsigned spoiled)
 {
     float sample[TOY_B][TOY_D], output[TOY_B * TOY_D];
     double x[TOY_D], m[TOY_D];
@@ -223,6 +224,9 @@ answer(nri_inversion *inv, nri_space *v, const toy_network *net, const nri_reque
     for (int64_t b = 0; b < v->batch; b++) {
         for (int d = 0; d < net->D; d++) {
             x[d] = q->scale * (double)sample[b][d];
+            if (in_sweep && !isfinite(x[d])) {
+                return NRI_NOT_FINITE;
+            }
         }
         toy_evaluate(net, q->timestep, x, m);
         for (int d = 0; d < net->D; d++) {
@@ -261,6 +265,7 @@ drive(nri_inversion *inv, nri_space *v, const toy_form *f, const toy_network *ne
 {
     nri_request request;
     bool done;
+    int sweep = -1; /* where the samples of sweeps are: that of the first request is one */
     toy_problem copy = *p;
     NRI_TRY(move(v, nri_inversion_target(inv), copy.target, true));
     for (int k = 0; k < f->K; k++) {
@@ -271,8 +276,9 @@ drive(nri_inversion *inv, nri_space *v, const toy_form *f, const toy_network *ne
         if (done) {
             return collect(inv, v, f->E, out);
         }
+        sweep = i == 0 ? request.slot : sweep;
         unsigned spoiled = fault.first <= i && i <= fault.last ? fault.samples : 0;
-        NRI_TRY(answer(inv, v, net, &request, spoiled));
+        NRI_TRY(answer(inv, v, net, &request, request.slot == sweep, spoiled));
     }
 }
 

@@ -1,0 +1,166 @@
+"""The demo: one image, inverted, drawn again and edited by the embedded model, with its errors and costs."""
+
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import DPMSolverMultistepScheduler
+from rich.progress import Progress
+from rich.table import Table
+
+from .invert import generate, invert
+from .latents import decode, encode, psnr, read_images
+from .models import demo_images, demo_pipeline
+
+IMAGE, EDIT = "owl_noto", "dog face, noto style"
+SETTINGS = {"turbo": (4, 1.0), "base": (20, 1.0)}  # steps, guidance scale
+SIZE = 64
+NAIVE = {"solver": "fixed_point", "max_nfe": 1, "predictor": False, "refine": 0}
+
+
+@contextmanager
+def network_time(pipe):
+    """Counts the UNet's calls and the seconds spent in it."""
+    spent = {"calls": 0, "seconds": 0.0, "begin": 0.0}
+
+    def before(module, args):
+        spent["begin"] = time.perf_counter()
+
+    def after(module, args, output):
+        spent["calls"] += 1
+        spent["seconds"] += time.perf_counter() - spent["begin"]
+
+    hooks = [pipe.unet.register_forward_pre_hook(before), pipe.unet.register_forward_hook(after)]
+    try:
+        yield spent
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _choose(image, prompt):
+    if image is not None:
+        if prompt is None:
+            raise ValueError("prompt: say what your image shows, for example --prompt 'owl, noto style'")
+        return image, prompt
+    chosen = next(one for one in demo_images(None) if one.name == IMAGE)
+    return chosen.image, prompt or chosen.caption
+
+
+def _pixels(pipe, image):
+    """The image as the pipeline sees it, [1, 3, H, W] in 0..1."""
+    return read_images(pipe, image, height=SIZE, width=SIZE) / 2 + 0.5
+
+
+def run(model, *, image, prompt, edit, steps, out, console):
+    """Run the demo, print its tables, and write `sheet.png` and `residuals.png` into the folder `out`."""
+    image, prompt = _choose(image, prompt)
+    edit = edit or EDIT
+    default_steps, guidance = SETTINGS[model]
+    steps = default_steps if steps is None else steps
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("load", total=None)
+
+        def count(pipe, i, t, kwargs):
+            progress.advance(task)
+            return kwargs
+
+        def begin(what, total=None):
+            progress.reset(task, description=what, total=total)
+
+        pipe = demo_pipeline(model)
+        if model == "base":
+            pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+        sampler = {"num_inference_steps": steps, "guidance_scale": guidance}
+        target = _pixels(pipe, image)
+        round_trip = decode(pipe, encode(pipe, image, height=SIZE, width=SIZE))
+
+        def inverted(what, **options):
+            begin(what)
+            started = time.perf_counter()
+            size = {"height": SIZE, "width": SIZE}
+            with network_time(pipe) as spent:
+                inv = invert(pipe, image, prompt, callback_on_step_end=count, **size, **sampler, **options)
+            seconds = time.perf_counter() - started
+            begin("draw", steps)
+            drawn = generate(pipe, inv, callback_on_step_end=count, output_type="pt").images.float().cpu()
+            return inv, drawn, spent, seconds - spent["seconds"]
+
+        runs = {"naive": inverted("naive inversion", **NAIVE), "nrinv": inverted("inversion")}
+        inv = runs["nrinv"][0]
+        begin("edit", steps)
+        edited = generate(pipe, inv, edit, callback_on_step_end=count, output_type="pt").images.float().cpu()
+
+    console.print(f"{model}, {steps} steps of {inv.scheduler}, guidance {guidance:g}: {prompt!r}, edited to {edit!r}")
+    console.print(_step_table(inv))
+    console.print(_summary_table(runs, target, round_trip))
+    pictures = {
+        "image": target,
+        "VAE round trip": round_trip,
+        "naive inversion": runs["naive"][1],
+        "nrinv": runs["nrinv"][1],
+        f"edit: {edit}": edited,
+    }
+    save_sheet(out / "sheet.png", pictures)
+    save_residuals(out / "residuals.png", {name: one[0] for name, one in runs.items()})
+    console.print(f"pictures: {out / 'sheet.png'}, {out / 'residuals.png'}")
+
+
+def _step_table(inv):
+    table = Table(title="inversion, step by step (from the image to the noise)")
+    for name in ("timestep", "NFE", "residual"):
+        table.add_column(name, justify="right")
+    for j in reversed(range(len(inv.timesteps))):
+        table.add_row(f"{inv.timesteps[j]:g}", str(inv.step_nfe[j, 0]), f"{inv.residuals[j, 0]:.1e}")
+    return table
+
+
+def _summary_table(runs, target, round_trip):
+    table = Table(title="drawn again by the stock pipeline: PSNR, cost")
+    for name in ("", "NFE", "dB to round trip", "dB to image", "noise norm", "network s", "other s"):
+        table.add_column(name, justify="left" if not name else "right")
+    table.add_row("VAE round trip", "", "", f"{psnr(round_trip, target)[0]:.2f}", "", "", "")
+    for name, (inv, drawn, spent, outside) in runs.items():
+        norm = inv.latents.float().norm() / inv.latents.numel() ** 0.5
+        table.add_row(
+            name,
+            str(inv.nfe[0]),
+            f"{psnr(drawn, round_trip)[0]:.2f}",
+            f"{psnr(drawn, target)[0]:.2f}",
+            f"{norm:.2f}",
+            f"{spent['seconds']:.2f}",
+            f"{outside:.2f}",
+        )
+    return table
+
+
+def save_sheet(path, pictures):
+    """Write pictures, {title: tensor [1, 3, H, W] in 0..1}, side by side."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(2.2 * len(pictures), 2.5), layout="constrained")
+    for axes, (title, picture) in zip(figure.subplots(1, len(pictures)), pictures.items(), strict=True):
+        axes.imshow(picture[0].permute(1, 2, 0).clamp(0, 1).numpy(), interpolation="nearest")
+        axes.set_title(title, fontsize=9)
+        axes.axis("off")
+    figure.savefig(path, dpi=150)
+
+
+def save_residuals(path, inversions):
+    """Plot the relative residual of every step of {name: InversionOutput}."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for name, inv in inversions.items():
+        axes.semilogy(inv.timesteps, np.nanmean(inv.residuals, axis=1), "o-", label=f"{name}, {inv.nfe.mean():g} NFE")
+    axes.set_xlabel("timestep")
+    axes.set_ylabel("|f(z) - z| / |z|")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=150)

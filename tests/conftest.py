@@ -1,0 +1,49 @@
+import os
+
+# Before torch is imported: small networks run many times slower when every operator starts threads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import pytest
+import torch
+from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
+
+import nrinv
+
+torch.set_num_threads(1)
+diffusers_logging.set_verbosity_error()
+transformers_logging.set_verbosity_error()
+transformers_logging.disable_progress_bar()
+
+
+@pytest.fixture(scope="session")
+def _pipelines():
+    return {kind: nrinv.demo_pipeline(kind) for kind in ("turbo", "base")}
+
+
+@pytest.fixture
+def turbo(_pipelines):
+    """The embedded few-step student with its own scheduler, whatever the test before did."""
+    return _fresh(_pipelines["turbo"])
+
+
+@pytest.fixture
+def base(_pipelines):
+    return _fresh(_pipelines["base"])
+
+
+_own = {}
+
+
+def _fresh(pipe):
+    pipe.scheduler = _own.setdefault(id(pipe), pipe.scheduler)
+    return pipe
+
+
+@pytest.fixture(scope="session")
+def held_out():
+    """(images, captions, pixels [B, 3, 64, 64]) the models have never seen."""
+    records = nrinv.demo_images("heldout_pair")
+    pixels = np.stack([np.asarray(one.image) for one in records]).astype(np.float32) / 255
+    return [one.image for one in records], [one.caption for one in records], torch.from_numpy(pixels).permute(0, 3, 1, 2)
