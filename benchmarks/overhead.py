@@ -192,7 +192,10 @@ def table(records):
         unet = f"{100 * ratio['unet']:.2f}" if "unet" in ratio else ""
         rows.append((str(r["shape"]), r["vectors"], f"{r['feed_next_us']:.1f}", *cells, unet))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))) for row in rows]
+    lines = [
+        "  ".join(c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        for row in rows
+    ]
     return "\n".join(lines)
 
 

@@ -7,7 +7,14 @@ layouts against torch's ATen/dlpack.h.
 
 #include <stdint.h>
 
-enum { NRI_DL_CPU = 1, NRI_DL_CUDA = 2, NRI_DL_CUDA_HOST = 3, NRI_DL_ROCM = 10, NRI_DL_ROCM_HOST = 11, NRI_DL_CUDA_MANAGED = 13 };
+enum {
+    NRI_DL_CPU = 1,
+    NRI_DL_CUDA = 2,
+    NRI_DL_CUDA_HOST = 3,
+    NRI_DL_ROCM = 10,
+    NRI_DL_ROCM_HOST = 11,
+    NRI_DL_CUDA_MANAGED = 13
+};
 enum { NRI_DL_FLOAT = 2, NRI_DL_BFLOAT = 4 };
 
 typedef struct {

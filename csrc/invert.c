@@ -20,11 +20,17 @@ The first guess of a step is c + beta m_{j+1}: the output of the cleaner step be
 #include "nrinv.h"
 
 const nri_options nri_default_options = {
-    .solver = NRI_ANDERSON, .max_nfe = 3, .depth = 3, .refine = 0, .tol = 1e-4, .atol = 0, .extrapolation = 1,
+    .solver = NRI_ANDERSON,
+    .max_nfe = 3,
+    .depth = 3,
+    .refine = 0,
+    .tol = 1e-4,
+    .atol = 0,
+    .extrapolation = 1,
     .predictor = true,
 };
 
-enum { TARGET_DEPTH = 4 };
+enum { TARGET_DEPTH = 10 };
 
 /* Fixed slots.  Rows of one linear combination are neighbours: STATE M_PREV NOISE, C M Z, and Z0 Y END. */
 enum { STATE, M_PREV, NOISE, C, M, Z, BEST_F, BEST_R, SPARE, Z0, Y, END, BEST, TARGET_BEST_F, TARGET_BEST_R, RINGS };
@@ -126,8 +132,8 @@ allocate(nri_inversion *inv)
 {
     size_t B = (size_t)inv->v->batch, E = (size_t)inv->sampler->evaluations;
     size_t widest = (size_t)most(inv->sampler->noises, 2 * inv->sampler->window + 2);
-    inv->block = calloc(1, B * (sizeof(double) * (E + 1 + widest) + sizeof(int) * (E + 1) + sizeof(nri_reason)
-                                + sizeof(bool)));
+    inv->block = calloc(1,
+                        B * (sizeof(double) * (E + 1 + widest) + sizeof(int) * (E + 1) + sizeof(nri_reason) + sizeof(bool)));
     if (!inv->block) {
         return NRI_NO_MEMORY;
     }

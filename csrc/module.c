@@ -157,8 +157,13 @@ take_torch(PyObject *x, const char *name, intake *in)
         PyErr_Format(PyExc_ValueError, "%s has no memory: fake and meta tensors cannot be inverted", name);
         return -1;
     }
-    in->t = (nri_tensor){(char *)in->view.data + in->view.byte_offset, NRI_FLOAT32, in->view.device_type,
-                         in->view.device_index, in->view.ndim, in->view.shape, in->view.strides};
+    in->t = (nri_tensor){(char *)in->view.data + in->view.byte_offset,
+                         NRI_FLOAT32,
+                         in->view.device_type,
+                         in->view.device_index,
+                         in->view.ndim,
+                         in->view.shape,
+                         in->view.strides};
     if (dtype_of_torch(&in->view, &in->t.dtype)) {
         PyErr_Format(PyExc_ValueError, "%s must be float16, bfloat16, float32 or float64", name);
         return -1;
@@ -263,7 +268,8 @@ take_like(Inversion *self, PyObject *x, const char *name, intake *in)
 static PyObject *
 empty_torch(PyObject *like, bool float32)
 {
-    PyObject *torch = PyImport_ImportModule("torch"), *make = NULL, *args = NULL, *kwargs = NULL, *format = NULL, *out = NULL;
+    PyObject *torch = PyImport_ImportModule("torch"), *make = NULL, *args = NULL, *kwargs = NULL, *format = NULL,
+             *out = NULL;
     PyObject *dtype = NULL;
     if (torch) {
         make = PyObject_GetAttrString(torch, "empty_like");
@@ -545,8 +551,8 @@ check_options(const nri_options *o)
 static int
 read_options(PyObject *args, PyObject *kwargs, PyObject **sampler, PyObject **target, PyObject **noises, nri_options *o)
 {
-    static char *names[] = {"sampler", "target", "noises", "solver", "max_nfe", "depth", "tol", "atol", "refine",
-                            "extrapolation", "predictor", "verify", "trajectory", NULL};
+    static char *names[] = {"sampler", "target", "noises",        "solver",    "max_nfe", "depth",      "tol",
+                            "atol",    "refine", "extrapolation", "predictor", "verify",  "trajectory", NULL};
     const char *solver = "anderson";
     int predictor, verify = 0, trajectory = 0;
     *o = nri_default_options;
@@ -627,7 +633,8 @@ load_noises(Inversion *self, PyObject *noises)
         return -1;
     }
     if (n != K) {
-        PyErr_Format(PyExc_ValueError, "noises must hold %d tensors, one for each time the sampler draws noise, got %zd", K, n);
+        PyErr_Format(PyExc_ValueError, "noises must hold %d tensors, one for each time the sampler draws noise, got %zd", K,
+                     n);
         return -1;
     }
     for (int k = 0; k < K; k++) {
@@ -872,9 +879,9 @@ inversion_result(PyObject *op, PyObject *unused)
     else {
         npy_intp B = (npy_intp)self->v->batch, logs[2] = {self->sampler->sampler->evaluations, B};
         PyObject *fields[] = {
-            give(self, r.latents, true), doubles(2, logs, r.residual), integers(2, logs, r.step_nfe), integers(1, &B, r.nfe),
-            reason_names(&r, self->v->batch), doubles(1, &B, r.error), PyLong_FromLong(r.evaluations),
-            give_trajectory(self, &r),
+            give(self, r.latents, true),    doubles(2, logs, r.residual),     integers(2, logs, r.step_nfe),
+            integers(1, &B, r.nfe),         reason_names(&r, self->v->batch), doubles(1, &B, r.error),
+            PyLong_FromLong(r.evaluations), give_trajectory(self, &r),
         };
         out = pack_fields(state->result_type, 8, fields);
     }
@@ -894,7 +901,8 @@ static PyMethodDef inversion_methods[] = {
     {"next", inversion_next, METH_NOARGS,
      "next($self, /)\n--\n\nThe Request to be answered by feed, or None at the end.  Asking again gives the same request."},
     {"feed", inversion_feed, METH_O,
-     "feed($self, model_output, /)\n--\n\nThe network's output at the last request, shaped like the target; any float dtype."},
+     "feed($self, model_output, /)\n--\n\nThe network's output at the last request, shaped like the target; any float "
+     "dtype."},
     {"result", inversion_result, METH_NOARGS, "result($self, /)\n--\n\nThe Result, after next() returned None."},
     {NULL, NULL, 0, NULL},
 };
@@ -914,7 +922,8 @@ static PyType_Slot inversion_slots[] = {
      "        inversion.feed(network(request.scale * request.sample, request.timestep))\n"
      "    noise = inversion.result().latents\n\n"
      "noises: the sampler's K noise draws, in its order; needed if sampler.num_noises > 0.\n"
-     "solver: 'anderson' or 'fixed_point'.  max_nfe: network evaluations a step, at least 1.  depth: Anderson memory, 0..15.\n"
+     "solver: 'anderson' or 'fixed_point'.  max_nfe: network evaluations a step, at least 1.  depth: Anderson memory, "
+     "0..15.\n"
      "tol: a step ends at |f(z) - z| <= tol |z|.  atol: or at a root mean square of atol.\n"
      "refine: rounds of defect correction for samplers that remember older network outputs; each measures the error.\n"
      "extrapolation: how far outputs not yet known are extrapolated, 0..1.  predictor: first guess of a step from the\n"

@@ -35,8 +35,9 @@ nri_solve_create(nri_solve *s, nri_space *v, nri_solver solver, int depth, int m
                  nri_solve_slots slot)
 {
     size_t B = (size_t)v->batch, n = (size_t)depth + 1, wide = n + 1; /* room for a restart when depth is 0 */
-    size_t bytes = B * (sizeof(*s->scale) * 3 + sizeof(*s->gram) * n * n + sizeof(*s->dots) * wide * 2
-                        + sizeof(*s->reason) + sizeof(int) * 4 + sizeof(bool) * (4 + n) + sizeof(*s->moves));
+    size_t bytes = B
+                   * (sizeof(*s->scale) * 3 + sizeof(*s->gram) * n * n + sizeof(*s->dots) * wide * 2 + sizeof(*s->reason)
+                      + sizeof(int) * 4 + sizeof(bool) * (4 + n) + sizeof(*s->moves));
     *s = (nri_solve){.v = v, .solver = solver, .depth = depth, .max_nfe = max_nfe, .tol = tol, .atol = atol, .slot = slot};
     s->block = calloc(1, bytes);
     if (!s->block) {
@@ -126,9 +127,10 @@ decide_failed(nri_solve *s, int64_t b)
 {
     s->failed[b] = true;
     s->failures[b]++;
-    if (s->failures[b] >= MAX_FAILURES || s->nfe[b] >= s->max_nfe) {
-        finish(s, b, NRI_NON_FINITE);
-        return s->best_at[b] < 0 ? ORIGIN : BEST;
+    bool spent = s->nfe[b] >= s->max_nfe, found = s->best_at[b] >= 0;
+    if (s->failures[b] >= MAX_FAILURES || spent) {
+        finish(s, b, spent && found && s->failures[b] < MAX_FAILURES ? NRI_MAX_NFE : NRI_NON_FINITE);
+        return found ? BEST : ORIGIN;
     }
     return s->best_at[b] < 0 ? ORIGIN : HALF;
 }

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-# Small networks run many times slower when every library starts its own threads beside the others' (set before torch is imported).
+# Set before torch is imported: small networks run many times slower when every library starts its own threads.
 os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 2) // 2)))
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__, add_completion=False)

@@ -101,7 +101,7 @@ def load(path, device="cpu"):
             header = file.metadata() or {}
             if header.get("format") != FORMAT:
                 raise ValueError(f"path: {str(path)!r} is not an inversion saved by nrinv")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
         metadata = json.loads(header["nrinv"])
         return _assemble(tensors, metadata)
     except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:

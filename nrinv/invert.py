@@ -39,7 +39,9 @@ def _check(strength, noise, num_inference_steps, latents, prompt, pipe_kwargs):
     if "latents" in pipe_kwargs:
         raise ValueError("latents: what is to be inverted is given as `image`, which may hold latents")
     if pipe_kwargs.get("num_images_per_prompt", 1) not in (None, 1):
-        raise ValueError(f"num_images_per_prompt must be 1, got {pipe_kwargs['num_images_per_prompt']!r}: give one prompt an image")
+        raise ValueError(
+            f"num_images_per_prompt must be 1, got {pipe_kwargs['num_images_per_prompt']!r}: give one prompt an image"
+        )
     batch = latents.shape[0]
     if not isinstance(prompt, str) and prompt is not None and len(prompt) != batch:
         raise ValueError(f"prompt must be one prompt or {batch}, one for each image, got {len(prompt)}")
@@ -112,7 +114,11 @@ def invert(
     _check(strength, noise, num_inference_steps, latents, prompt, pipe_kwargs)
     if prompt is None and pipe_kwargs.get("prompt_embeds") is None:
         prompt = ""
-    call = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale, **_size_arguments(pipe, latents)}
+    call = {
+        "num_inference_steps": num_inference_steps,
+        "guidance_scale": guidance_scale,
+        **_size_arguments(pipe, latents),
+    }
     call = {name: value for name, value in {**call, **pipe_kwargs}.items() if value is not None}
     arguments = _per_sample({**call, "prompt": prompt}, latents.shape[0])
 

@@ -66,7 +66,11 @@ def read_sampler(scheduler, num_inference_steps=None, *, start=0, step_kwargs=No
     scheduler = copy.deepcopy(scheduler)
     name = type(scheduler).__name__
     if num_inference_steps is not None:
-        if isinstance(num_inference_steps, bool) or int(num_inference_steps) != num_inference_steps or num_inference_steps < 1:
+        if (
+            isinstance(num_inference_steps, bool)
+            or int(num_inference_steps) != num_inference_steps
+            or num_inference_steps < 1
+        ):
             raise ValueError(f"num_inference_steps must be a whole number of at least 1, got {num_inference_steps!r}")
         scheduler.set_timesteps(int(num_inference_steps))
     if getattr(scheduler, "num_inference_steps", None) is None and getattr(scheduler, "timesteps", None) is None:
@@ -138,9 +142,7 @@ def _check_linear(scheduler, start, sampler, step_kwargs):
     def state(j, previous):
         return vectors[0] if j == 0 else previous
 
-    run = _run(
-        scheduler, start, count, step_kwargs, lambda *a, **k: next(noises), state, lambda j: vectors[1 + j]
-    )
+    run = _run(scheduler, start, count, step_kwargs, lambda *a, **k: next(noises), state, lambda j: vectors[1 + j])
     for j, (_, _, sample) in enumerate(run):
         expected = states[j + 1] @ given
         error = np.abs(sample.double().reshape(-1).numpy() - expected).max()

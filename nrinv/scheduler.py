@@ -171,7 +171,7 @@ class InverseScheduler(_Derived):
         step_kwargs = {name: value for name, value in step_kwargs.items() if value not in (None, 0, False)}
         if step_kwargs:
             self._read(step_kwargs)
-        shape, place = model_output.shape, dict(device=model_output.device, dtype=model_output.dtype)
+        shape, place = model_output.shape, {"device": model_output.device, "dtype": model_output.dtype}
         self.noises = [randn_tensor(shape, generator=generator, **place) for _ in range(self.sampler.num_noises)]
         noises = [noise.to(torch.float32) for noise in self.noises]
         self.inversion = Inversion(self.sampler, sample.detach(), noises=noises, **self._solver)

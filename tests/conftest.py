@@ -46,4 +46,8 @@ def held_out():
     """(images, captions, pixels [B, 3, 64, 64]) the models have never seen."""
     records = nrinv.demo_images("heldout_pair")
     pixels = np.stack([np.asarray(one.image) for one in records]).astype(np.float32) / 255
-    return [one.image for one in records], [one.caption for one in records], torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    return (
+        [one.image for one in records],
+        [one.caption for one in records],
+        torch.from_numpy(pixels).permute(0, 3, 1, 2),
+    )

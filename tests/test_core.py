@@ -47,7 +47,12 @@ def target():
     return np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
 
 
-OPTIONS = [{}, {"solver": "fixed_point", "max_nfe": 9}, {"max_nfe": 12, "depth": 6, "tol": 1e-6}, {"max_nfe": 1, "refine": 2}]
+OPTIONS = [
+    {},
+    {"solver": "fixed_point", "max_nfe": 9},
+    {"max_nfe": 12, "depth": 6, "tol": 1e-6},
+    {"max_nfe": 1, "refine": 2},
+]
 
 
 @pytest.mark.parametrize("options", OPTIONS)
@@ -82,9 +87,7 @@ def test_strided_and_channels_last_tensors_are_read_as_they_are(target):
     wide[..., 2:7] = torch.from_numpy(target)
     for given in (last, wide[..., 2:7]):
         assert not given.is_contiguous()
-        result = drive(
-            Inversion(sampler(), given), lambda r: torch_answer(r).contiguous(memory_format=torch.channels_last)
-        )
+        result = drive(Inversion(sampler(), given), lambda r: torch_answer(r).contiguous(memory_format=torch.channels_last))
         np.testing.assert_array_equal(result.latents.numpy(), plain.latents.numpy())
 
 

@@ -65,7 +65,10 @@ def run(scheduler, steps, draw):
 
     scheduler = with_noise(scheduler, recorded)
     scheduler.set_timesteps(steps)
-    states, outputs = [draw((1, 4, 8, 8)) * float(scheduler.init_noise_sigma if hasattr(scheduler, "init_noise_sigma") else 1)], []
+    states, outputs = (
+        [draw((1, 4, 8, 8)) * float(scheduler.init_noise_sigma if hasattr(scheduler, "init_noise_sigma") else 1)],
+        [],
+    )
     for t in scheduler.timesteps:
         x = scheduler.scale_model_input(states[-1], t) if hasattr(scheduler, "scale_model_input") else states[-1]
         outputs.append(network(x, t))
@@ -142,7 +145,7 @@ def test_ddim_with_eta_draws_noise():
 def test_a_scheduler_without_timesteps_or_in_the_middle_of_a_run_is_refused():
     scheduler = make("euler")
     scheduler.set_timesteps(4)
-    with pytest.raises(ValueError, match="start must be in 0..3, got 4"):
+    with pytest.raises(ValueError, match=r"start must be in 0\.\.3, got 4"):
         nrinv.read_sampler(scheduler, start=4)
     x = torch.zeros(1, 4, 8, 8)
     scheduler.scale_model_input(x, scheduler.timesteps[0])

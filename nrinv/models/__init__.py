@@ -32,7 +32,13 @@ def demo_pipeline(kind="turbo", *, torch_dtype=None):
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
     import torch
-    from diffusers import AutoencoderKL, DDIMScheduler, EulerDiscreteScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from diffusers import (
+        AutoencoderKL,
+        DDIMScheduler,
+        EulerDiscreteScheduler,
+        StableDiffusionPipeline,
+        UNet2DConditionModel,
+    )
     from transformers import CLIPTextModel, CLIPTokenizer
 
     scheduler = {"turbo": EulerDiscreteScheduler, "base": DDIMScheduler}[kind]
@@ -66,6 +72,12 @@ def demo_images(split="heldout_pair"):
         if split in (None, record["split"]):
             with Image.open(HERE / "images" / record["file"]) as image:
                 found.append(
-                    DemoImage(image.convert("RGB"), record["caption"], record["split"], Path(record["file"]).stem, record["licence"])
+                    DemoImage(
+                        image.convert("RGB"),
+                        record["caption"],
+                        record["split"],
+                        Path(record["file"]).stem,
+                        record["licence"],
+                    )
                 )
     return found

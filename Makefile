@@ -1,0 +1,43 @@
+# make demo, make test: set everything up in .venv and run.  make check: what else must hold before a change lands.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# One thread a process: small networks are many times slower when threads outnumber cores.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test check bench format clean
+
+$(VENV)/installed: pyproject.toml setup.py constraints.txt $(wildcard csrc/*.c csrc/*.h)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt torch setuptools numpy
+	$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e ".[test,check]"
+	touch $@
+
+demo: $(VENV)/installed
+	$(BIN)/nrinv demo --out demo
+
+test: $(VENV)/installed
+	$(BIN)/pytest
+
+check: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror csrc/*.c csrc/*.h tests/c/*.c tests/c/*.h
+	$(MAKE) -C tests/c sanitize valgrind BUILD=$(CURDIR)/build/c
+	$(BIN)/python tests/sanitize.py
+	$(BIN)/python -m build -q --wheel --no-isolation --outdir build/wheel
+	$(BIN)/abi3audit --strict build/wheel/nrinv-*-cp311-abi3-*.whl
+	$(BIN)/python benchmarks/overhead.py --quick --check --out build/overhead.json
+
+bench: $(VENV)/installed
+	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/reconstruction.py
+
+format: $(VENV)/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i csrc/*.c csrc/*.h tests/c/*.c tests/c/*.h
+
+clean:
+	rm -rf build dist *.egg-info nrinv/*.so demo
