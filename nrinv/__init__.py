@@ -14,8 +14,8 @@ from ._C import Inversion, Request, Result, Sampler, reasons
 __version__ = "0.1.0"
 
 _LAZY = {
-    "invert": ".invert",
-    "generate": ".invert",
+    "invert": ".pipeline",
+    "generate": ".pipeline",
     "read_sampler": ".sampler",
     "InverseScheduler": ".scheduler",
     "ReplayScheduler": ".scheduler",

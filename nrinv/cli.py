@@ -104,7 +104,7 @@ def invert(
     _quiet()
     import torch
 
-    from .invert import invert as run
+    from .pipeline import invert as run
 
     try:
         if not image.is_file():
@@ -150,7 +150,7 @@ def generate(
     """Draw an image from the noise that nrinv invert has found."""
     _quiet()
     from .inversion import load
-    from .invert import generate as run
+    from .pipeline import generate as run
 
     try:
         inv = load(inversion)

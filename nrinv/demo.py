@@ -9,7 +9,7 @@ from diffusers import DPMSolverMultistepScheduler
 from rich.progress import Progress
 from rich.table import Table
 
-from .invert import generate, invert
+from .pipeline import generate, invert
 from .latents import decode, encode, psnr, read_images
 from .models import demo_images, demo_pipeline
 

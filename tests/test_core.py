@@ -331,3 +331,8 @@ except ImportError as error:
 def test_reasons_are_explained():
     assert set(nrinv.reasons()) == {"running", "tol", "atol", "max_nfe", "stalled", "diverged", "non_finite"}
     assert all(nrinv.reasons().values())
+
+
+def test_no_module_hides_a_function_of_the_same_name():
+    program = "import nrinv.demo, nrinv; nrinv.generate; assert callable(nrinv.invert) and callable(nrinv.load)"
+    subprocess.run([sys.executable, "-c", program], check=True)
