@@ -28,10 +28,9 @@ check: $(VENV)/installed
 	$(BIN)/python tests/sanitize.py
 	$(BIN)/python -m build -q --wheel --no-isolation --outdir build/wheel
 	$(BIN)/abi3audit --strict build/wheel/nrinv-*-cp311-abi3-*.whl
-	$(BIN)/python benchmarks/overhead.py --quick --check --out build/overhead.json
 
 bench: $(VENV)/installed
-	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/overhead.py --check
 	$(BIN)/python benchmarks/reconstruction.py
 
 format: $(VENV)/installed

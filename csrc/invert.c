@@ -32,7 +32,7 @@ const nri_options nri_default_options = {
 
 enum { TARGET_DEPTH = 10 };
 
-/* Fixed slots.  Rows of one linear combination are neighbours: STATE M_PREV NOISE, C M Z, and Z0 Y END. */
+/* Fixed slots.  Rows of one linear combination are neighbours: STATE M_PREV NOISE, C M, and Z0 Y END. */
 enum { STATE, M_PREV, NOISE, C, M, Z, BEST_F, BEST_R, SPARE, Z0, Y, END, BEST, TARGET_BEST_F, TARGET_BEST_R, RINGS };
 
 typedef enum { SWEEP, FORWARD, DONE } phase;
@@ -376,7 +376,7 @@ feed_sweep(nri_inversion *inv, const nri_tensor *model_output)
     bool failed = false, finished = false;
     NRI_TRY(ops->load(inv->v, M, model_output));
     NRI_TRY(combine_all(inv, nri_solve_f(s), (nri_rows){C, 2, 1}, (double[]){1, inv->beta}));
-    NRI_TRY(combine_all(inv, nri_solve_r(s), (nri_rows){C, 3, 1}, (double[]){1, inv->beta, -1}));
+    NRI_TRY(combine_all(inv, nri_solve_r(s), (nri_rows){Z, 2, nri_solve_f(s) - Z}, (double[]){-1, 1}));
     for (int64_t b = 0; b < inv->v->batch; b++) {
         inv->nfe[b] += s->reason[b] == NRI_RUNNING;
     }

@@ -322,7 +322,7 @@ def test_every_kind_of_image_is_the_same_image(turbo, held_out, tmp_path):
         assert torch.allclose(nrinv.encode(turbo, same), want, atol=1e-3)
     assert torch.equal(nrinv.encode(turbo, want), want)
     assert torch.equal(nrinv.encode(turbo, [want[0], want[0]]), torch.cat([want, want]))
-    assert nrinv.encode(turbo, image.resize((100, 72))).shape == (1, 4, 18, 24)
+    assert nrinv.encode(turbo, image.resize((100, 72))).shape == (1, 4, 18, 25)
     assert nrinv.encode(turbo, [image, image.resize((99, 70))], height=64, width=64).shape == (2, 4, 16, 16)
     grey = nrinv.encode(turbo, array[..., 0])
     assert torch.equal(grey, nrinv.encode(turbo, np.repeat(array[..., :1], 3, axis=-1)))
