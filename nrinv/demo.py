@@ -9,9 +9,9 @@ from diffusers import DPMSolverMultistepScheduler
 from rich.progress import Progress
 from rich.table import Table
 
-from .pipeline import generate, invert
 from .latents import decode, encode, psnr, read_images
 from .models import demo_images, demo_pipeline
+from .pipeline import generate, invert
 
 IMAGE, EDIT = "owl_noto", "dog face, noto style"
 SETTINGS = {"turbo": (4, 1.0), "base": (20, 1.0)}  # steps, guidance scale

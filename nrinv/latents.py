@@ -109,7 +109,7 @@ def read_images(pipe, image, *, height=None, width=None):
     sizes = {tuple(p.shape[-2:]) for p in pixels}
     if len(sizes) > 1:
         raise ValueError(f"image: all images must have one size, got {sorted(sizes)}; give height and width to resize them")
-    return torch.cat(pixels)
+    return torch.cat(pixels).contiguous()  # another layout takes other kernels, which round differently
 
 
 @torch.no_grad()
