@@ -148,7 +148,7 @@ def invert(
         )
     out = _assemble(pipe, scheduler, latents, prompt, call)
     if verify:
-        _verify(pipe, out, latents, generator)
+        _verify(pipe, out, latents)
     return out if return_dict else out.to_tuple()
 
 
@@ -175,7 +175,7 @@ def _assemble(pipe, scheduler, latents, prompt, call):
     )
 
 
-def _verify(pipe, out, latents, generator):
+def _verify(pipe, out, latents):
     """Draw the image again with the stock pipeline; the error replaces the solver's own figure."""
     drawn = generate(pipe, out, output_type="latent").images.to(latents.device)
     difference = (drawn.float() - latents.float()).flatten(1).norm(dim=1)

@@ -12,6 +12,7 @@ import inspect
 
 import numpy as np
 import torch
+from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
 
 from ._C import Inversion
@@ -24,6 +25,8 @@ FEW_STEPS_MAX_NFE, MAX_NFE = 4, 3
 MULTISTEP_MAX_NFE, MULTISTEP_REFINE = 1, 3
 # Beyond this many evaluations of one step a longer memory pays.
 LONG_SOLVE, DEPTH, LONG_DEPTH = 8, 3, 5
+# What `step` is given in every call; all else changes the sampler.
+STEP_ARGUMENTS = ("model_output", "timestep", "sample", "generator", "return_dict")
 
 
 class Finished(BaseException):
@@ -103,6 +106,7 @@ class InverseScheduler(_Derived):
 
     def __init__(self, scheduler, *, strength=1.0, unwind=False, **options):
         super().__init__(copy.deepcopy(scheduler))
+        self._signature = inspect.signature(scheduler.step)
         self._options = options
         self._strength = strength
         self._unwind = unwind
@@ -142,39 +146,44 @@ class InverseScheduler(_Derived):
         scale = self.sampler.inputs[self._index]
         return sample if scale == 1 else sample * scale
 
-    def step(self, model_output, timestep, sample, *args, generator=None, return_dict=True, **step_kwargs):
+    def step(self, *args, **kwargs):
+        given = self._signature.bind(*args, **kwargs).arguments
         if self.result is None:
-            self._advance(model_output, timestep, sample, generator, step_kwargs)
+            self._advance(given)
         if self.result is None:
             sample = self._sample
         elif self._unwind:
             raise Finished
         else:
-            sample = self.result.latents.to(sample.dtype)
-        return _output(sample, return_dict)
+            sample = self.result.latents.to(given["sample"].dtype)
+        # The second entry stands for the denoised sample that some schedulers return.
+        return SchedulerOutput(prev_sample=sample) if given.get("return_dict", True) else (sample, sample)
 
-    def _advance(self, model_output, timestep, sample, generator, step_kwargs):
+    def _advance(self, given):
         if self.inversion is None:
-            self._begin(model_output, sample, generator, step_kwargs)
-        if float(timestep) != self._request.timestep:
+            self._begin(given)
+        timestep = float(given["timestep"])
+        if timestep != self._request.timestep:
             raise RuntimeError(
-                f"the pipeline evaluated timestep {float(timestep)} where {self._request.timestep} was due: it does not "
-                "follow its scheduler's timesteps and cannot be inverted this way"
+                f"the pipeline evaluated timestep {timestep} where {self._request.timestep} was due: it does not follow its "
+                "scheduler's timesteps and cannot be inverted this way"
             )
-        self.inversion.feed(model_output.detach())
+        self.inversion.feed(given["model_output"].detach())
         self._evaluation += 1
         self._ask()
         if self._request is None:
             self.result = self.inversion.result()
 
-    def _begin(self, model_output, sample, generator, step_kwargs):
-        step_kwargs = {name: value for name, value in step_kwargs.items() if value not in (None, 0, False)}
-        if step_kwargs:
-            self._read(step_kwargs)
-        shape, place = model_output.shape, {"device": model_output.device, "dtype": model_output.dtype}
-        self.noises = [randn_tensor(shape, generator=generator, **place) for _ in range(self.sampler.num_noises)]
+    def _begin(self, given):
+        output, parameters = given["model_output"], self._signature.parameters
+        options = {name: value for name, value in given.items() if name not in STEP_ARGUMENTS}
+        options = {name: value for name, value in options.items() if value != parameters[name].default}
+        if options:
+            self._read(options)
+        place = {"generator": given.get("generator"), "device": output.device, "dtype": output.dtype}
+        self.noises = [randn_tensor(output.shape, **place) for _ in range(self.sampler.num_noises)]
         noises = [noise.to(torch.float32) for noise in self.noises]
-        self.inversion = Inversion(self.sampler, sample.detach(), noises=noises, **self._solver)
+        self.inversion = Inversion(self.sampler, given["sample"].detach(), noises=noises, **self._solver)
         self._ask()
 
     def _ask(self):
@@ -220,10 +229,3 @@ class ReplayScheduler(_Derived):
 
     def step(self, *args, **kwargs):
         return self._inner.step(*args, **kwargs)
-
-
-def _output(sample, return_dict):
-    """What a scheduler's step returns; the second entry stands for the denoised sample that some have."""
-    from diffusers.schedulers.scheduling_utils import SchedulerOutput
-
-    return SchedulerOutput(prev_sample=sample) if return_dict else (sample, sample)

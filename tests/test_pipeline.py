@@ -433,6 +433,29 @@ def test_the_inverse_scheduler_by_hand(turbo, held_out):
     assert list(copied.result.nfe) == [8]
 
 
+def test_a_pipeline_that_does_not_follow_its_timesteps_is_found_out(turbo):
+    scheduler = nrinv.InverseScheduler(turbo.scheduler)
+    scheduler.set_timesteps(4)
+    x = torch.zeros(1, 4, 16, 16)
+    with pytest.raises(RuntimeError, match=r"evaluated timestep 999\.0 where 249\.0 was due"):
+        scheduler.step(x, scheduler.timesteps[-1], x)
+
+
+def test_ddim_with_eta_is_inverted_with_its_noise(base, held_out):
+    images, captions, _ = held_out
+    call = {"num_inference_steps": 20, "guidance_scale": 1.0, "eta": 0.3}
+
+    def seeded():
+        return torch.Generator().manual_seed(4)
+
+    inv = nrinv.invert(base, images[0], captions[0], generator=seeded(), max_nfe=10, **call)
+    assert len(inv.noises) == 20
+    z = nrinv.encode(base, images[0])
+    drawn = base(captions[0], latents=inv.latents, generator=seeded(), output_type="latent", **inv.call).images
+    assert distance(drawn, z) < 1e-2
+    assert torch.allclose(nrinv.generate(base, inv, output_type="latent").images, drawn, atol=1e-5)
+
+
 def test_the_demo_data(held_out):
     assert len(held_out[0]) == 30
     assert {one.split for one in nrinv.demo_images(None)} == {"heldout_pair", "heldout_concept", "train"}
