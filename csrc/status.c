@@ -39,11 +39,3 @@ nri_reason_text(nri_reason reason)
     }
     return "unknown reason";
 }
-
-void
-nri_space_destroy(nri_space *v)
-{
-    if (v) {
-        v->ops->destroy(v);
-    }
-}

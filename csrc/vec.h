@@ -74,6 +74,9 @@ struct nri_space {
     int slots;
 };
 
+/* For implementations: the sizes of a space of `slots` slots like the tensor `like`. */
+nri_status nri_space_init(nri_space *v, const nri_vec_ops *ops, const nri_tensor *like, int slots);
+
 /* Spaces like the tensor `like`, all slots zero; destroy(NULL) is a no-op. */
 nri_status nri_space_create_host(const nri_tensor *like, int slots, nri_space **out);
 nri_status nri_space_create_aten(const nri_tensor *like, int slots, nri_space **out);

@@ -442,22 +442,20 @@ static const nri_vec_ops aten_ops = {destroy_aten, combine_aten, dots_aten, copy
 nri_status
 nri_space_create_aten(const nri_tensor *like, int slots, nri_space **out)
 {
-    int64_t elements = 1;
     *out = NULL;
-    for (int i = 1; i < like->ndim; i++) {
-        elements *= like->shape[i];
-    }
-    if (!loaded || like->ndim < 1 || like->shape[0] < 1 || elements < 1 || slots < 1 || device_of(like->device_type) < 0) {
+    if (!loaded || device_of(like->device_type) < 0) {
         return NRI_BAD_ARGUMENT;
     }
     space *s = calloc(1, sizeof(*s));
     if (!s) {
         return NRI_NO_MEMORY;
     }
-    s->base = (nri_space){&aten_ops, like->shape[0], elements, slots};
+    nri_status status = nri_space_init(&s->base, &aten_ops, like, slots);
     s->device = device_of(like->device_type);
     s->device_index = like->device_index;
-    nri_status status = empty(s, like->shape[0] * slots * elements, &s->arena);
+    if (status == NRI_OK) {
+        status = empty(s, s->base.batch * slots * s->base.elements, &s->arena);
+    }
     if (status == NRI_OK && aten.aoti_torch_zero_(s->arena)) {
         status = NRI_BACKEND;
     }

@@ -286,21 +286,18 @@ static const nri_vec_ops host_ops = {destroy_host, combine_host, dots_host, copy
 nri_status
 nri_space_create_host(const nri_tensor *like, int slots, nri_space **out)
 {
-    int64_t elements = 1;
     *out = NULL;
-    for (int i = 1; i < like->ndim; i++) {
-        elements *= like->shape[i];
-    }
-    if (like->ndim < 1 || like->shape[0] < 1 || elements < 1 || slots < 1) {
-        return NRI_BAD_ARGUMENT;
-    }
     space *s = calloc(1, sizeof(*s));
     if (!s) {
         return NRI_NO_MEMORY;
     }
-    s->base = (nri_space){&host_ops, like->shape[0], elements, slots};
+    nri_status status = nri_space_init(&s->base, &host_ops, like, slots);
+    if (status != NRI_OK) {
+        free(s);
+        return status;
+    }
     /* A vector that straddles cache lines takes twice the time, and calloc aligns to 16 bytes. */
-    s->block = calloc((size_t)(like->shape[0] * slots) * (size_t)elements + ALIGNMENT, sizeof(*s->data));
+    s->block = calloc((size_t)(s->base.batch * slots) * (size_t)s->base.elements + ALIGNMENT, sizeof(*s->data));
     if (!s->block) {
         free(s);
         return NRI_NO_MEMORY;
