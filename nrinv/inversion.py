@@ -27,6 +27,7 @@ class InversionOutput(BaseOutput):
     error [B]: |z_0 - sampler(z_T)| / |z_0|, end to end, where it was measured (refine, verify); else NaN.
     trajectory: E + 1 states from z_T to z_0, if asked for.
     prompt, call: what to call the pipeline with, beside `latents`.
+    stats: how natural the noise is.
     pipeline, scheduler, scheduler_config: class names and configuration the inversion was made with.
     """
 
@@ -45,6 +46,33 @@ class InversionOutput(BaseOutput):
     pipeline: str | None = None
     scheduler: str | None = None
     scheduler_config: dict = field(default_factory=dict)
+
+    @property
+    def stats(self):
+        """How natural the noise is: {name: (value [B], z-score [B])} against white noise of the same size.
+
+        "norm": |z| / sqrt(D), 1 for white noise; "mean", "skew", "excess_kurtosis": moments of its elements, 0;
+        "autocorrelation": of neighbours along the last two dimensions, 0.  A z-score is the distance from that value in
+        standard errors; beyond 4 the noise is not what a generator would have drawn, however well it reconstructs.
+        For a whole inversion only: with strength < 1 the latents are no noise.
+        """
+        noise = self.latents.detach().double().cpu()
+        x, size = noise.flatten(1), noise[0].numel()
+        mean, std = x.mean(1), x.std(1, correction=0)
+        unit = (x - mean[:, None]) / std[:, None]
+        image = unit.reshape(noise.shape)
+        pairs = [(image[..., 1:, :] * image[..., :-1, :]).flatten(1), (image[..., 1:] * image[..., :-1]).flatten(1)]
+        pairs = torch.cat(pairs, 1)
+        found = {  # value, what white noise has, its standard error
+            "norm": (x.norm(dim=1) / size**0.5, 1, (2 * size) ** -0.5),
+            "mean": (mean, 0, size**-0.5),
+            "skew": ((unit**3).mean(1), 0, (6 / size) ** 0.5),
+            "excess_kurtosis": ((unit**4).mean(1) - 3, 0, (24 / size) ** 0.5),
+            "autocorrelation": (pairs.mean(1), 0, pairs.shape[1] ** -0.5),
+        }
+        return {
+            name: (value.numpy(), ((value - natural) / error).numpy()) for name, (value, natural, error) in found.items()
+        }
 
     def save(self, path):
         """Write everything to one safetensors file; tensors among the call arguments included.
