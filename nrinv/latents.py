@@ -11,18 +11,30 @@ from PIL import Image, ImageOps
 IMAGE_TYPES = "a PIL image, a NumPy array [H, W, 3], a tensor [3, H, W], a path, a list of these, or latents"
 
 
+def _in_range(image):
+    """Pixels as floats in 0..1 or -1..1; uint8 are brought there."""
+    kind = str(image.dtype).removeprefix("torch.")
+    if kind == "uint8":
+        return image / np.float32(255)
+    if "float" not in kind:
+        raise ValueError(f"image must hold uint8 or floating-point numbers, got {kind}")
+    if not math.isfinite(image.sum()):
+        raise ValueError("image must be finite, got NaN or infinity")
+    if image.min() < -1.001 or image.max() > 1.001:
+        low, high = float(image.min()), float(image.max())
+        raise ValueError(f"image must be in 0..1 or -1..1 if it holds floats, got {low:g}..{high:g}")
+    return image
+
+
 def _from_array(array):
-    """[H, W], [H, W, C] or [B, H, W, C], uint8 or floats in 0..1 -> [B, H, W, C] float32 in 0..1"""
-    if array.dtype.kind not in "uif":
-        raise ValueError(f"image must hold numbers, got an array of {array.dtype}")
-    array = array.astype(np.float32) / 255 if array.dtype.kind in "ui" else array.astype(np.float32)
-    if array.ndim == 2:
-        array = array[..., None]
-    if array.ndim == 3:
-        array = array[None]
+    """[H, W], [H, W, C] or [B, H, W, C] -> tensor [B, 3, H, W]"""
+    array = np.asarray(_in_range(array), np.float32)
+    shape = array.shape
+    array = array[..., None] if array.ndim == 2 else array
+    array = array[None] if array.ndim == 3 else array
     if array.ndim != 4 or array.shape[-1] not in (1, 3):
-        raise ValueError(f"image must be an array [H, W, 3] or [B, H, W, 3], got shape {array.shape}")
-    return np.repeat(array, 3, axis=-1) if array.shape[-1] == 1 else array
+        raise ValueError(f"image must be an array [H, W, 3] or [B, H, W, 3], got shape {shape}")
+    return torch.from_numpy(np.broadcast_to(array, (*array.shape[:3], 3)).transpose(0, 3, 1, 2).copy())
 
 
 def _to_batches(image):
@@ -36,16 +48,16 @@ def _to_batches(image):
     if isinstance(image, Image.Image):
         return [image.convert("RGB")]
     if isinstance(image, np.ndarray):
-        if image.dtype.kind == "f" and not np.isfinite(image).all():
-            raise ValueError("image must be finite, got NaN or infinity")
-        return [torch.from_numpy(_from_array(image)).permute(0, 3, 1, 2)]
+        return [_from_array(image)]
     if isinstance(image, torch.Tensor):
         if image.ndim not in (3, 4):
             raise ValueError(f"image must be a tensor [3, H, W] or [B, 3, H, W], got shape {tuple(image.shape)}")
         image = image if image.ndim == 4 else image[None]
-        if image.is_floating_point() and not torch.isfinite(image).all():
+        if image.shape[1] == 3:
+            return [_in_range(image)]
+        if not torch.isfinite(image).all():
             raise ValueError("image must be finite, got NaN or infinity")
-        return [image if image.is_floating_point() else image.float() / 255]
+        return [image]
     raise ValueError(f"image must be {IMAGE_TYPES}, got {type(image).__name__}")
 
 
@@ -116,8 +128,8 @@ def read_images(pipe, image, *, height=None, width=None):
 def encode(pipe, image, *, height=None, width=None):
     """The latents [B, C, h, w] that `pipe` would draw `image` from, in the pipeline's dtype, on its device.
 
-    image: PIL image, NumPy array [H, W, 3] or [B, H, W, 3] (uint8, or floats in 0..1), tensor [3, H, W] or [B, 3, H, W]
-    (uint8, floats in 0..1, or in -1..1 if any is negative), path, a list of these, or latents, which pass unchanged.
+    image: PIL image, NumPy array [H, W, 3] or [B, H, W, 3], tensor [3, H, W] or [B, 3, H, W] (both uint8, floats in 0..1, or
+    in -1..1 if any is negative), path, a list of these, or latents [B, C, h, w], which pass unchanged.
     height, width: pixels to resize to; by default the image's own size, down to a multiple of the VAE's factor.
 
     The mode of the VAE's posterior is taken, not a sample: inversion wants the same latents every time.

@@ -43,11 +43,19 @@ def _check(strength, noise, num_inference_steps, latents, prompt, pipe_kwargs):
             f"num_images_per_prompt must be 1, got {pipe_kwargs['num_images_per_prompt']!r}: give one prompt an image"
         )
     batch = latents.shape[0]
-    if not isinstance(prompt, str) and prompt is not None and len(prompt) != batch:
-        raise ValueError(f"prompt must be one prompt or {batch}, one for each image, got {len(prompt)}")
+    _check_prompt(prompt, batch)
     for name, value in pipe_kwargs.items():
         if name.endswith("prompt_embeds") and isinstance(value, torch.Tensor) and value.shape[0] != batch:
             raise ValueError(f"{name} must hold {batch} prompts, one for each image, got {value.shape[0]}")
+
+
+def _check_prompt(prompt, batch):
+    if prompt is None or isinstance(prompt, str):
+        return
+    if not isinstance(prompt, (list, tuple)) or not all(isinstance(one, str) for one in prompt):
+        raise ValueError(f"prompt must be a string or a list of strings, got {prompt!r}")
+    if len(prompt) != batch:
+        raise ValueError(f"prompt must be one prompt or {batch}, one for each image, got {len(prompt)}")
 
 
 def _per_sample(arguments, batch):
@@ -217,8 +225,7 @@ def generate(pipe, inv, prompt=None, **pipe_kwargs):
         prompt = inv.prompt
     else:  # the source prompt's embeddings would win over the new prompt
         call = {k: v for k, v in call.items() if not ("prompt" in k and not k.startswith("negative")) or k in pipe_kwargs}
-    if prompt is not None and not isinstance(prompt, str) and len(prompt) != batch:
-        raise ValueError(f"prompt must be one prompt or {batch}, one for each image, got {len(prompt)}")
+    _check_prompt(prompt, batch)
     call = _per_sample({**call, "prompt": prompt}, batch)
     scheduler = _stock_scheduler(pipe, inv)
     if inv.noises or inv.start:

@@ -22,9 +22,9 @@ import nrinv
 
 SCHEDULERS = {
     "ddim": lambda: DDIMScheduler(**BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1),
-    "euler": lambda: EulerDiscreteScheduler(**BETAS, timestep_spacing="trailing"),
+    "euler": lambda: EulerDiscreteScheduler(**BETAS, timestep_spacing="trailing", steps_offset=1),
     "dpm++2m": lambda: DPMSolverMultistepScheduler(**BETAS, steps_offset=1),
-    "euler-ancestral": lambda: EulerAncestralDiscreteScheduler(**BETAS, timestep_spacing="trailing"),
+    "euler-ancestral": lambda: EulerAncestralDiscreteScheduler(**BETAS, timestep_spacing="trailing", steps_offset=1),
 }
 
 
