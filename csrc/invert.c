@@ -12,6 +12,9 @@ above with b = sum_{k<=j} b_k (1 + rho (j - k)) and h = -rho sum_{k<j} b_k (j - 
 rounds correct; sweeps that reuse the outputs of the last round instead were seen to diverge.
 
 The first guess of a step is c + beta m_{j+1}: the output of the cleaner step before it costs nothing.
+
+With a prior lam, Lavrentiev's regularisation, a step solves z = (f(z) + lam mu) / (1 + lam) instead, mu its first guess, which
+lies where noise of that step lies.  The first step has no free guess: its first evaluation makes one.
 */
 #include <math.h>
 #include <stdlib.h>
@@ -32,8 +35,8 @@ const nri_options nri_default_options = {
 
 enum { TARGET_DEPTH = 10 };
 
-/* Fixed slots.  Rows of one linear combination are neighbours: STATE M_PREV NOISE, C M, and Z0 Y END. */
-enum { STATE, M_PREV, NOISE, C, M, Z, BEST_F, BEST_R, SPARE, Z0, Y, END, BEST, TARGET_BEST_F, TARGET_BEST_R, RINGS };
+/* Fixed slots.  Rows of one linear combination are neighbours: STATE M_PREV NOISE, C M MU Z, and Z0 Y END. */
+enum { STATE, M_PREV, NOISE, C, M, MU, Z, BEST_F, BEST_R, SPARE, Z0, Y, END, BEST, TARGET_BEST_F, TARGET_BEST_R, RINGS };
 
 typedef enum { SWEEP, FORWARD, DONE } phase;
 
@@ -48,11 +51,12 @@ struct nri_inversion {
     bool started;
     int j;              /* step of the current evaluation */
     bool have_prev;     /* M_PREV holds m_{j+1} */
-    double beta;
+    double beta, lam;   /* of the current step; lam is 0 as long as there is no mu */
     int states, outputs; /* rings of the forward run, window + 1 and window slots, then one for its noise */
     int noises, trajectory, best_trajectory; /* first slots, the last two -1 if not kept */
     int evaluations;
     double *residual, *error;        /* [E][B], [B] */
+    double *defect;                  /* [B] |f(z) - z| of the last evaluation, where a prior keeps it apart from |r| */
     double *coef;                    /* [B][widest combination] */
     int *step_nfe, *nfe;             /* [E][B], [B] */
     nri_reason *reason;              /* [B] */
@@ -123,8 +127,8 @@ static bool
 valid_options(const nri_options *o)
 {
     return o->max_nfe >= 1 && o->depth >= 0 && o->depth <= NRI_MAX_DEPTH && o->refine >= 0 && o->tol >= 0 && o->atol >= 0
-           && isfinite(o->tol) && isfinite(o->atol) && o->extrapolation >= 0 && o->extrapolation <= 1
-           && (o->solver == NRI_ANDERSON || o->solver == NRI_FIXED_POINT);
+           && isfinite(o->tol) && isfinite(o->atol) && o->extrapolation >= 0 && o->extrapolation <= 1 && o->prior >= 0
+           && isfinite(o->prior) && (o->solver == NRI_ANDERSON || o->solver == NRI_FIXED_POINT);
 }
 
 static nri_status
@@ -133,13 +137,14 @@ allocate(nri_inversion *inv)
     size_t B = (size_t)inv->v->batch, E = (size_t)inv->sampler->evaluations;
     size_t widest = (size_t)most(inv->sampler->noises, 2 * inv->sampler->window + 2);
     inv->block = calloc(1,
-                        B * (sizeof(double) * (E + 1 + widest) + sizeof(int) * (E + 1) + sizeof(nri_reason) + sizeof(bool)));
+                        B * (sizeof(double) * (E + 2 + widest) + sizeof(int) * (E + 1) + sizeof(nri_reason) + sizeof(bool)));
     if (!inv->block) {
         return NRI_NO_MEMORY;
     }
     inv->residual = inv->block;
     inv->error = inv->residual + E * B;
-    inv->coef = inv->error + B;
+    inv->defect = inv->error + B;
+    inv->coef = inv->defect + B;
     inv->step_nfe = (int *)(inv->coef + widest * B);
     inv->nfe = inv->step_nfe + E * B;
     inv->reason = (nri_reason *)(inv->nfe + B);
@@ -288,6 +293,10 @@ begin_step(nri_inversion *inv, int j)
     else {
         NRI_TRY(inv->v->ops->copy(inv->v, Z, STATE, NULL));
     }
+    inv->lam = inv->have_prev ? inv->options.prior : 0;
+    if (inv->lam > 0) {
+        NRI_TRY(inv->v->ops->copy(inv->v, MU, Z, NULL));
+    }
     NRI_TRY(norms(inv, Z, inv->step.scale));
     nri_solve_begin(&inv->step, inv->idle);
     return NRI_OK;
@@ -324,7 +333,7 @@ static void
 log_step(nri_inversion *inv, int64_t b)
 {
     int64_t at = inv->j * inv->v->batch + b;
-    double norm = inv->step.residual[b];
+    double norm = inv->options.prior > 0 ? inv->defect[b] : inv->step.residual[b];
     inv->residual[at] = inv->step.scale[b] > 0 ? norm / inv->step.scale[b] : norm;
     inv->step_nfe[at] = inv->step.nfe[b];
     if (inv->j == inv->sampler->evaluations - 1) {
@@ -368,6 +377,25 @@ end_step(nri_inversion *inv)
     return NRI_OK;
 }
 
+/* f and r of the current iterate, and with a prior the defect of the unregularised equation. */
+static nri_status
+evaluate(nri_inversion *inv)
+{
+    int f = nri_solve_f(&inv->step);
+    double whole = 1 + inv->lam, coef[3] = {1 / whole, inv->beta / whole, inv->lam / whole};
+    if (inv->options.prior > 0) {
+        NRI_TRY(combine_all(inv, SPARE, (nri_rows){C, 4, 1}, (double[]){1, inv->beta, 0, -1}));
+        NRI_TRY(norms(inv, SPARE, inv->coef));
+        for (int64_t b = 0; b < inv->v->batch; b++) {
+            if (inv->step.reason[b] == NRI_RUNNING && isfinite(inv->coef[b])) {
+                inv->defect[b] = inv->coef[b];
+            }
+        }
+    }
+    NRI_TRY(combine_all(inv, f, (nri_rows){C, inv->lam > 0 ? 3 : 2, 1}, coef));
+    return combine_all(inv, nri_solve_r(&inv->step), (nri_rows){Z, 2, f - Z}, (double[]){-1, 1});
+}
+
 static nri_status
 feed_sweep(nri_inversion *inv, const nri_tensor *model_output)
 {
@@ -375,12 +403,16 @@ feed_sweep(nri_inversion *inv, const nri_tensor *model_output)
     const nri_vec_ops *ops = inv->v->ops;
     bool failed = false, finished = false;
     NRI_TRY(ops->load(inv->v, M, model_output));
-    NRI_TRY(combine_all(inv, nri_solve_f(s), (nri_rows){C, 2, 1}, (double[]){1, inv->beta}));
-    NRI_TRY(combine_all(inv, nri_solve_r(s), (nri_rows){Z, 2, nri_solve_f(s) - Z}, (double[]){-1, 1}));
+    NRI_TRY(evaluate(inv));
     for (int64_t b = 0; b < inv->v->batch; b++) {
         inv->nfe[b] += s->reason[b] == NRI_RUNNING;
     }
     NRI_TRY(nri_solve_advance(s, Z));
+    if (inv->lam < inv->options.prior) {
+        inv->lam = inv->options.prior;
+        NRI_TRY(ops->copy(inv->v, MU, Z, NULL));
+        nri_solve_forget(s); /* what it has seen was another equation */
+    }
     for (int64_t b = 0; b < inv->v->batch; b++) {
         failed |= s->failed[b];
         finished |= s->finished[b];

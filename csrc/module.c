@@ -542,6 +542,9 @@ check_options(const nri_options *o)
     if (!(o->atol >= 0) || !isfinite(o->atol)) {
         return refuse_number("atol", "a finite number of at least 0", o->atol);
     }
+    if (!(o->prior >= 0) || !isfinite(o->prior)) {
+        return refuse_number("prior", "a finite number of at least 0", o->prior);
+    }
     if (!(o->extrapolation >= 0 && o->extrapolation <= 1)) {
         return refuse_number("extrapolation", "in 0..1", o->extrapolation);
     }
@@ -551,16 +554,16 @@ check_options(const nri_options *o)
 static int
 read_options(PyObject *args, PyObject *kwargs, PyObject **sampler, PyObject **target, PyObject **noises, nri_options *o)
 {
-    static char *names[] = {"sampler", "target", "noises",        "solver",    "max_nfe", "depth",      "tol",
-                            "atol",    "refine", "extrapolation", "predictor", "verify",  "trajectory", NULL};
+    static char *names[] = {"sampler", "target", "noises",        "solver",    "max_nfe", "depth",      "tol", "atol",
+                            "refine",  "prior",  "extrapolation", "predictor", "verify",  "trajectory", NULL};
     const char *solver = "anderson";
     int predictor, verify = 0, trajectory = 0;
     *o = nri_default_options;
     *noises = Py_None;
     predictor = o->predictor;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$Osiiddidppp:Inversion", names, sampler, target, noises, &solver,
-                                     &o->max_nfe, &o->depth, &o->tol, &o->atol, &o->refine, &o->extrapolation, &predictor,
-                                     &verify, &trajectory)) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$Osiiddiddppp:Inversion", names, sampler, target, noises, &solver,
+                                     &o->max_nfe, &o->depth, &o->tol, &o->atol, &o->refine, &o->prior, &o->extrapolation,
+                                     &predictor, &verify, &trajectory)) {
         return -1;
     }
     o->predictor = predictor;
@@ -915,7 +918,7 @@ static PyGetSetDef inversion_getset[] = {
 static PyType_Slot inversion_slots[] = {
     {Py_tp_doc,
      "Inversion(sampler, target, *, noises=None, solver='anderson', max_nfe=3, depth=3, tol=0.0001, atol=0.0, refine=0,\n"
-     "          extrapolation=1.0, predictor=True, verify=False, trajectory=False)\n--\n\n"
+     "          prior=0.0, extrapolation=1.0, predictor=True, verify=False, trajectory=False)\n--\n\n"
      "Find the noise z_T from which `sampler` draws `target` [B, ...], a torch tensor or a NumPy array, in float32.\n\n"
      "The network is yours:\n\n"
      "    while request := inversion.next():\n"
@@ -926,6 +929,7 @@ static PyType_Slot inversion_slots[] = {
      "0..15.\n"
      "tol: a step ends at |f(z) - z| <= tol |z|.  atol: or at a root mean square of atol.\n"
      "refine: rounds of defect correction for samplers that remember older network outputs; each measures the error.\n"
+     "prior: weight lam of Lavrentiev's regularisation towards the first guess, at least 0; residuals stay |f(z) - z|.\n"
      "extrapolation: how far outputs not yet known are extrapolated, 0..1.  predictor: first guess of a step from the\n"
      "network output before it.  verify: end with a forward run that measures the error.  trajectory: keep all states.\n\n"
      "Raises ValueError for options out of range, for tensors unlike the target, and if a step cannot be inverted."},

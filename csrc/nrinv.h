@@ -114,6 +114,9 @@ void nri_solve_destroy(nri_solve *s);
 /* Start a new equation; samples with skip[b] are left alone.  Set `scale` before or after. */
 void nri_solve_begin(nri_solve *s, const bool *skip);
 
+/* The equation is about to change: keep counting, but mix nothing and compare with nothing from before. */
+void nri_solve_forget(nri_solve *s);
+
 /* Where f_k and r_k of the coming evaluation belong. */
 int nri_solve_f(const nri_solve *s);
 int nri_solve_r(const nri_solve *s);
@@ -130,6 +133,7 @@ typedef struct {
     int depth;            /* M of the step equation, 0..NRI_MAX_DEPTH */
     int refine;           /* rounds of defect correction after the first sweep, >= 0 */
     double tol, atol;     /* stop at |r| <= tol |s|, or at rms(r) <= atol */
+    double prior;         /* lam of Lavrentiev's regularisation towards the first guess, >= 0; 0: none */
     double extrapolation; /* rho: how far unknown network outputs of a multistep sampler are extrapolated, 0..1 */
     bool predictor;       /* first guess from the network output of the step before; else the state itself */
     bool verify;          /* end with a forward run that measures the error (refine > 0 always does) */

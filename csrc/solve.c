@@ -86,6 +86,16 @@ nri_solve_begin(nri_solve *s, const bool *skip)
     memset(s->valid, 0, sizeof(*s->valid) * (size_t)(s->v->batch * (s->depth + 1)));
 }
 
+void
+nri_solve_forget(nri_solve *s)
+{
+    for (int64_t b = 0; b < s->v->batch; b++) {
+        s->best_at[b] = -1;
+        s->best[b] = INFINITY;
+    }
+    memset(s->valid, 0, sizeof(*s->valid) * (size_t)(s->v->batch * (s->depth + 1)));
+}
+
 static int
 ring(const nri_solve *s, int k)
 {

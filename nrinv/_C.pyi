@@ -44,6 +44,7 @@ class Inversion:
         tol: float = 1e-4,
         atol: float = 0.0,
         refine: int = 0,
+        prior: float = 0.0,
         extrapolation: float = 1.0,
         predictor: bool = True,
         verify: bool = False,

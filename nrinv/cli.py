@@ -96,6 +96,7 @@ def invert(
     max_nfe: Annotated[int | None, typer.Option(help="Network evaluations a step.")] = None,
     tol: Annotated[float, typer.Option(help="Relative residual at which a step ends.")] = 1e-4,
     refine: Annotated[int | None, typer.Option(help="Rounds of defect correction.")] = None,
+    prior: Annotated[float, typer.Option(help="Weight of the regularisation towards the first guess.")] = 0.0,
     verify: Annotated[bool, typer.Option("--verify", help="Draw the image again and report the error.")] = False,
     seed: Annotated[int | None, typer.Option(help="Seed of a stochastic scheduler's noise.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
@@ -125,6 +126,7 @@ def invert(
             max_nfe=max_nfe,
             tol=tol,
             refine=refine,
+            prior=prior,
             verify=verify,
             **sizes,
         )

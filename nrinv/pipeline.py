@@ -86,6 +86,7 @@ def invert(
     max_nfe=None,
     tol=1e-4,
     refine=None,
+    prior=None,
     noise="record",
     verify=False,
     return_trajectory=False,
@@ -110,6 +111,8 @@ def invert(
     tol: a step ends at a relative residual of tol; `atol`: or at a root mean square of atol.
     refine: rounds of defect correction; default 0, or 3 for schedulers that remember older network outputs (DPM++ 2M,
     UniPC, PNDM, Heun ...).  extrapolation: how far a sweep extrapolates what such a scheduler remembers, 0..1.
+    prior: weight of Lavrentiev's regularisation, z = (f(z) + prior mu) / (1 + prior) with mu the step's first guess; trades
+    reconstruction for natural noise where a step is ill-posed (few steps, the step to sigma 0); default none.
     noise: "record" draws the noise of a stochastic scheduler from `generator` in the pipeline's own order.
     verify: draw the image once more with the stock pipeline and report `error`; costs one evaluation per step.
     return_trajectory: keep all states.  return_dict: False gives a tuple in field order.
@@ -140,6 +143,7 @@ def invert(
         atol=atol,
         depth=depth,
         refine=refine,
+        prior=prior or 0.0,
         extrapolation=extrapolation,
         predictor=predictor,
         trajectory=return_trajectory,

@@ -191,6 +191,8 @@ BAD_OPTIONS = [
     ({"tol": float("nan")}, "tol must be a finite number of at least 0, got nan"),
     ({"atol": float("inf")}, "atol must be a finite number of at least 0, got inf"),
     ({"refine": -1}, "refine must be at least 0, got -1"),
+    ({"prior": -0.1}, r"prior must be a finite number of at least 0, got -0\.1"),
+    ({"prior": float("nan")}, "prior must be a finite number of at least 0, got nan"),
     ({"extrapolation": 1.5}, r"extrapolation must be in 0\.\.1, got 1\.5"),
     ({"noises": [np.zeros(SHAPE, np.float32)]}, "noises must hold 0 tensors.*got 1"),
 ]
