@@ -126,6 +126,9 @@ class InverseScheduler(_Derived):
     def set_timesteps(self, *args, **kwargs):
         super().set_timesteps(*args, **kwargs)
         self.start = first_evaluation(self._inner, self._strength)
+        if self.start >= len(self._inner.timesteps):
+            steps = self._inner.num_inference_steps
+            raise ValueError(f"strength must cover at least one of {steps} steps, got {self._strength!r}")
         self.scaled = False
         self.result = self.inversion = None
         self.noises = []

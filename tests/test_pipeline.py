@@ -369,6 +369,8 @@ def test_bad_images(turbo, held_out, image, message):
         ({"refine": -2}, "refine must be at least 0, got -2"),
         ({"strength": 0.0}, "strength must be above 0 and at most 1, got 0.0"),
         ({"strength": 1.5}, "strength must be above 0"),
+        ({"strength": 0.1}, "strength must cover at least one of 4 steps, got 0.1"),
+        ({"prior": -1.0}, "prior must be"),
         ({"noise": "loud"}, "noise must be"),
         ({"num_inference_steps": 0}, "num_inference_steps must be at least 1"),
         ({"prompt": ["a", "b", "c"]}, "prompt must be one prompt or 2, one for each image, got 3"),
