@@ -53,9 +53,8 @@ CASES = [
 ]
 
 
-def measure(pipe, images, captions, pixels, call, options):
-    round_trip = nrinv.decode(pipe, nrinv.encode(pipe, images))
-    inv = nrinv.invert(pipe, images, captions, **call, **options)
+def measure(pipe, latents, captions, pixels, round_trip, call, options):
+    inv = nrinv.invert(pipe, latents, captions, **call, **options)
     drawn = nrinv.generate(pipe, inv, output_type="pt").images.float()
     against_vae = psnr(drawn, round_trip)
     return {
@@ -77,9 +76,11 @@ def run(cases):
         pipe = nrinv.demo_pipeline(model)
         pipe.scheduler = getattr(diffusers, scheduler).from_config(pipe.scheduler.config)
         images, captions = [one.image for one in records[:count]], [one.caption for one in records[:count]]
+        latents = nrinv.encode(pipe, images)
+        round_trip = nrinv.decode(pipe, latents)
         call = {"num_inference_steps": steps, "guidance_scale": guidance}
         for method, options in methods.items():
-            figures = measure(pipe, images, captions, pixels[:count], call, options)
+            figures = measure(pipe, latents, captions, pixels[:count], round_trip, call, options)
             rows.append({"model": model, "scheduler": scheduler, **call, "images": count, "method": method, **figures})
     return rows
 

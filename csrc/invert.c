@@ -333,7 +333,10 @@ static void
 log_step(nri_inversion *inv, int64_t b)
 {
     int64_t at = inv->j * inv->v->batch + b;
-    double norm = inv->options.prior > 0 ? inv->defect[b] : inv->step.residual[b];
+    double norm = inv->step.residual[b];
+    if (inv->options.prior > 0 && !isnan(norm)) { /* else the defect is that of an older step */
+        norm = inv->defect[b];
+    }
     inv->residual[at] = inv->step.scale[b] > 0 ? norm / inv->step.scale[b] : norm;
     inv->step_nfe[at] = inv->step.nfe[b];
     if (inv->j == inv->sampler->evaluations - 1) {

@@ -654,15 +654,13 @@ load_noises(Inversion *self, PyObject *noises)
 static int
 inversion_open(Inversion *self, PyObject *noises)
 {
-    intake like;
+    intake like = {.owner = NULL};
     nri_status status = NRI_OK;
     nri_request request;
     bool done;
     int step, slots = nri_inversion_slots(self->sampler->sampler, &self->options);
     if ((self->torch && load_aten()) || take(self->like, self->torch, "target", &like)) {
-        if (self->torch) {
-            release(&like);
-        }
+        release(&like);
         return -1;
     }
     Py_BEGIN_ALLOW_THREADS

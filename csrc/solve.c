@@ -293,7 +293,6 @@ nri_solve_advance(nri_solve *s, int dst)
     NRI_TRY(s->v->ops->dots(s->v, s->slot.r + q, (nri_rows){s->slot.r, count, 1}, s->dots));
     memset(s->coef, 0, sizeof(*s->coef) * (size_t)(s->v->batch * count));
     for (int64_t b = 0; b < s->v->batch; b++) {
-        s->valid[b * n + q] = false;
         s->moves[b] = (uint8_t)decide(s, b, s->dots[b * count + q]);
         if (s->moves[b] == MIX) {
             mix(s, b, count);

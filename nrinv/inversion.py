@@ -12,6 +12,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 FORMAT = "nrinv-inversion-1"
+# Fields kept as one array, and as a list of tensors.
+ARRAYS = ("timesteps", "residuals", "step_nfe", "nfe", "error")
+LISTS = ("noises", "trajectory")
 
 
 @dataclass
@@ -80,9 +83,9 @@ class InversionOutput(BaseOutput):
         Raises ValueError if a call argument can be stored neither as a tensor nor as JSON.
         """
         tensors = {"latents": self.latents}
-        for name in ("noises", "trajectory"):
+        for name in LISTS:
             tensors.update({f"{name}.{i}": tensor for i, tensor in enumerate(getattr(self, name) or [])})
-        for name in ("timesteps", "residuals", "step_nfe", "nfe", "error"):
+        for name in ARRAYS:
             if getattr(self, name) is not None:
                 tensors[name] = torch.from_numpy(np.ascontiguousarray(getattr(self, name)))
         call = {}
@@ -140,12 +143,8 @@ def _assemble(tensors, metadata):
     metadata.pop("versions")
     call = metadata.pop("call")
     call.update({name.removeprefix("call."): t for name, t in tensors.items() if name.startswith("call.")})
-    fields = {
-        name: tensors[name].cpu().numpy()
-        for name in ("timesteps", "residuals", "step_nfe", "nfe", "error")
-        if name in tensors
-    }
-    for name in ("noises", "trajectory"):
+    fields = {name: tensors[name].cpu().numpy() for name in ARRAYS if name in tensors}
+    for name in LISTS:
         count = sum(key.startswith(f"{name}.") for key in tensors)
         fields[name] = [tensors[f"{name}.{i}"] for i in range(count)] or None
     return InversionOutput(latents=tensors["latents"], call=call, **fields, **metadata)

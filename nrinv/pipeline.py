@@ -12,7 +12,7 @@ from .latents import encode
 from .scheduler import Finished, InverseScheduler, ReplayScheduler
 
 # Arguments of one call that say nothing about how to draw the image again.
-_TRANSIENT = ("generator", "callback_on_step_end", "callback_on_step_end_tensor_inputs", "output_type", "return_dict")
+_TRANSIENT = ("callback_on_step_end", "callback_on_step_end_tensor_inputs")
 
 
 @contextmanager
@@ -29,7 +29,7 @@ def swapped_scheduler(pipe, scheduler):
         vars(pipe)["scheduler"] = own
 
 
-def _check(strength, noise, num_inference_steps, latents, prompt, pipe_kwargs):
+def _check_options(strength, noise, num_inference_steps, pipe_kwargs):
     if not 0 < strength <= 1:
         raise ValueError(f"strength must be above 0 and at most 1, got {strength!r}")
     if noise != "record":
@@ -42,7 +42,9 @@ def _check(strength, noise, num_inference_steps, latents, prompt, pipe_kwargs):
         raise ValueError(
             f"num_images_per_prompt must be 1, got {pipe_kwargs['num_images_per_prompt']!r}: give one prompt an image"
         )
-    batch = latents.shape[0]
+
+
+def _check_prompts(prompt, pipe_kwargs, batch):
     _check_prompt(prompt, batch)
     for name, value in pipe_kwargs.items():
         if name.endswith("prompt_embeds") and isinstance(value, torch.Tensor) and value.shape[0] != batch:
@@ -121,8 +123,9 @@ def invert(
     evaluated.  Running out of evaluations, or a network that returns NaN, is no exception but a reason in the output.
     """
     pipe_kwargs.pop("output_type", None)
+    _check_options(strength, noise, num_inference_steps, pipe_kwargs)
     latents = encode(pipe, image, height=pipe_kwargs.get("height"), width=pipe_kwargs.get("width"))
-    _check(strength, noise, num_inference_steps, latents, prompt, pipe_kwargs)
+    _check_prompts(prompt, pipe_kwargs, latents.shape[0])
     if prompt is None and pipe_kwargs.get("prompt_embeds") is None:
         prompt = ""
     call = {

@@ -63,7 +63,6 @@ def read_sampler(scheduler, num_inference_steps=None, *, start=0, step_kwargs=No
     Raises ValueError if the scheduler has no timesteps, has already been stepped, or is not linear (`clip_sample`,
     `thresholding`); the message names the option to turn off.
     """
-    scheduler = copy.deepcopy(scheduler)
     name = type(scheduler).__name__
     if num_inference_steps is not None:
         if (
@@ -72,6 +71,7 @@ def read_sampler(scheduler, num_inference_steps=None, *, start=0, step_kwargs=No
             or num_inference_steps < 1
         ):
             raise ValueError(f"num_inference_steps must be a whole number of at least 1, got {num_inference_steps!r}")
+        scheduler = copy.deepcopy(scheduler)
         scheduler.set_timesteps(int(num_inference_steps))
     if getattr(scheduler, "num_inference_steps", None) is None and getattr(scheduler, "timesteps", None) is None:
         raise ValueError(f"scheduler: {name} has no timesteps: call set_timesteps or pass num_inference_steps")
@@ -90,7 +90,7 @@ def read_sampler(scheduler, num_inference_steps=None, *, start=0, step_kwargs=No
     return sampler
 
 
-def _run(scheduler, start, count, step_kwargs, draw, state, model_output):
+def _run(scheduler, start, step_kwargs, draw, state, model_output):
     """Step a copy of the scheduler; state(j, previous) and model_output(j) say what it is given."""
     scheduler = with_noise(scheduler, draw)
     sample = None
@@ -118,7 +118,7 @@ def _probe(scheduler, start, count, step_kwargs):
         return one_hot(2 * count + draws - 1)
 
     timesteps, steps, inputs = [], [], []
-    run = _run(scheduler, start, count, step_kwargs, draw, lambda j, _: one_hot(j), lambda j: one_hot(count + j))
+    run = _run(scheduler, start, step_kwargs, draw, lambda j, _: one_hot(j), lambda j: one_hot(count + j))
     for j, (timestep, scaled, sample) in enumerate(run):
         timesteps.append(float(timestep))
         steps.append(sample.double().reshape(-1).numpy())
@@ -142,7 +142,7 @@ def _check_linear(scheduler, start, sampler, step_kwargs):
     def state(j, previous):
         return vectors[0] if j == 0 else previous
 
-    run = _run(scheduler, start, count, step_kwargs, lambda *a, **k: next(noises), state, lambda j: vectors[1 + j])
+    run = _run(scheduler, start, step_kwargs, lambda *a, **k: next(noises), state, lambda j: vectors[1 + j])
     for j, (_, _, sample) in enumerate(run):
         expected = states[j + 1] @ given
         error = np.abs(sample.double().reshape(-1).numpy() - expected).max()
