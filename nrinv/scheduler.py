@@ -136,7 +136,7 @@ class InverseScheduler(_Derived):
         self._read({})
         # A dry start of the solver: refuses what cannot be inverted, and knows how long the loop may get.
         dry = np.zeros((1, 1), np.float32)
-        longest = Inversion(self.sampler, dry, noises=[dry] * self.sampler.num_noises, **self._solver).max_evaluations
+        longest = self._open(dry, [dry] * self.sampler.num_noises).max_evaluations
         order = torch.arange(len(self.sampler)).flip(0).repeat_interleave(-(-longest // len(self.sampler)))[:longest]
         self.timesteps = start_at(self._inner, self.start)[order.to(self._inner.timesteps.device)]
         self._index = len(self.sampler) - 1
@@ -186,8 +186,11 @@ class InverseScheduler(_Derived):
         place = {"generator": given.get("generator"), "device": output.device, "dtype": output.dtype}
         self.noises = [randn_tensor(output.shape, **place) for _ in range(self.sampler.num_noises)]
         noises = [noise.to(torch.float32) for noise in self.noises]
-        self.inversion = Inversion(self.sampler, given["sample"].detach(), noises=noises, **self._solver)
+        self.inversion = self._open(given["sample"].detach(), noises)
         self._ask()
+
+    def _open(self, target, noises):
+        return Inversion(self.sampler, target, noises=noises, **self._solver)
 
     def _ask(self):
         """Fetch the next request and tell the pipeline, which is iterating over `timesteps`, where it will be evaluated."""
