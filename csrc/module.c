@@ -338,7 +338,7 @@ doubles(int ndim, npy_intp *shape, const double *x)
 }
 
 static int
-check_sampler_shapes(PyArrayObject *timesteps, PyArrayObject *steps, PyArrayObject *inputs)
+check_sampler_shapes(PyArrayObject *timesteps, PyArrayObject *steps, PyArrayObject *inputs, PyArrayObject *levels)
 {
     if (PyArray_NDIM(timesteps) != 1 || PyArray_DIM(timesteps, 0) < 1 || PyArray_DIM(timesteps, 0) > INT_MAX / 4) {
         PyErr_SetString(PyExc_ValueError, "timesteps must be a vector of at least one timestep");
@@ -355,33 +355,37 @@ check_sampler_shapes(PyArrayObject *timesteps, PyArrayObject *steps, PyArrayObje
                      (Py_ssize_t)(2 * E));
         return -1;
     }
+    if (levels && (PyArray_NDIM(levels) != 2 || PyArray_DIM(levels, 0) != E + 1 || PyArray_DIM(levels, 1) != 2)) {
+        PyErr_Format(PyExc_ValueError, "levels must be a matrix of %zd rows and 2 columns", (Py_ssize_t)(E + 1));
+        return -1;
+    }
     return 0;
 }
 
 static PyObject *
 sampler_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"timesteps", "steps", "inputs", NULL};
-    PyObject *given[3];
-    PyArrayObject *array[3] = {NULL, NULL, NULL};
+    static char *names[] = {"timesteps", "steps", "inputs", "levels", NULL};
+    PyObject *given[4] = {NULL, NULL, NULL, Py_None};
+    PyArrayObject *array[4] = {NULL, NULL, NULL, NULL};
     Sampler *self = NULL;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO:Sampler", names, &given[0], &given[1], &given[2])) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|O:Sampler", names, &given[0], &given[1], &given[2], &given[3])) {
         return NULL;
     }
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < (given[3] == Py_None ? 3 : 4); i++) {
         array[i] = (PyArrayObject *)PyArray_FROM_OTF(given[i], NPY_DOUBLE, NPY_ARRAY_IN_ARRAY);
         if (!array[i]) {
             goto end;
         }
     }
-    if (check_sampler_shapes(array[0], array[1], array[2])) {
+    if (check_sampler_shapes(array[0], array[1], array[2], array[3])) {
         goto end;
     }
     int E = (int)PyArray_DIM(array[0], 0), K = (int)PyArray_DIM(array[1], 1) - 2 * E, step;
     self = (Sampler *)((allocfunc)PyType_GetSlot(type, Py_tp_alloc))(type, 0);
     if (self) {
         nri_status status = nri_sampler_create(E, K, PyArray_DATA(array[0]), PyArray_DATA(array[1]), PyArray_DATA(array[2]),
-                                               &self->sampler, &step);
+                                               array[3] ? PyArray_DATA(array[3]) : NULL, &self->sampler, &step);
         if (status != NRI_OK) {
             Py_CLEAR(self);
             if (step >= 0) {
@@ -393,7 +397,7 @@ sampler_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
         }
     }
 end:
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < 4; i++) {
         Py_XDECREF((PyObject *)array[i]);
     }
     return (PyObject *)self;
@@ -447,6 +451,14 @@ sampler_states(PyObject *op, void *unused)
 }
 
 static PyObject *
+sampler_levels(PyObject *op, void *unused)
+{
+    const nri_sampler *s = ((Sampler *)op)->sampler;
+    (void)unused;
+    return s->levels ? doubles(2, (npy_intp[]){s->evaluations + 1, 2}, s->levels) : Py_NewRef(Py_None);
+}
+
+static PyObject *
 sampler_num_noises(PyObject *op, void *unused)
 {
     (void)unused;
@@ -485,6 +497,8 @@ static PyGetSetDef sampler_getset[] = {
     {"inputs", sampler_inputs, NULL, "[E] float64: the network sees inputs[j] * s_j", NULL},
     {"steps", sampler_steps, NULL, "[E, 2E + K] float64: s_{j+1} in the states, network outputs and noises", NULL},
     {"states", sampler_states, NULL, "[E + 1, 1 + E + K] float64: s_j in z_T, network outputs and noises", NULL},
+    {"levels", sampler_levels, NULL,
+     "[E + 1, 2] float64: S_j, sigma_j of the forward process s_j ~ S_j z_0 + sigma_j n, or None", NULL},
     {"num_noises", sampler_num_noises, NULL, "K: how many times the sampler draws noise", NULL},
     {"first_order", sampler_first_order, NULL, "whether every step reads its own network output only", NULL},
     {"singular", sampler_singular, NULL, "the steps that cannot be inverted: the coefficient of their own state is 0", NULL},
@@ -493,10 +507,11 @@ static PyGetSetDef sampler_getset[] = {
 
 static PyType_Slot sampler_slots[] = {
     {Py_tp_doc,
-     "Sampler(timesteps, steps, inputs)\n--\n\n"
+     "Sampler(timesteps, steps, inputs, levels=None)\n--\n\n"
      "A sampler as a linear form: E evaluations, K noise draws.\n\n"
      "timesteps [E]; steps [E, 2E + K], row j the coefficients of s_0..s_{E-1}, m_0..m_{E-1} and n_0..n_{K-1} in s_{j+1};\n"
-     "inputs [E], the network is evaluated at inputs[j] * s_j.  Usually made by nrinv.read_sampler.\n\n"
+     "inputs [E], the network is evaluated at inputs[j] * s_j; levels [E + 1, 2], signal and noise of the forward process,\n"
+     "s_j ~ S_j z_0 + sigma_j n, which `auto` and noise='absorb' use.  Usually made by nrinv.read_sampler.\n\n"
      "Raises ValueError if a coefficient is not finite or a step reads what does not exist yet."},
     {Py_tp_new, sampler_new},
     {Py_tp_dealloc, sampler_dealloc},
@@ -545,6 +560,12 @@ check_options(const nri_options *o)
     if (!(o->prior >= 0) || !isfinite(o->prior)) {
         return refuse_number("prior", "a finite number of at least 0", o->prior);
     }
+    if (!(o->lam >= 0) || !isfinite(o->lam)) {
+        return refuse_number("lam", "a finite number of at least 0", o->lam);
+    }
+    if (!(o->eta > 0) || !isfinite(o->eta)) {
+        return refuse_number("eta", "a finite number above 0", o->eta);
+    }
     if (!(o->extrapolation >= 0 && o->extrapolation <= 1)) {
         return refuse_number("extrapolation", "in 0..1", o->extrapolation);
     }
@@ -552,34 +573,50 @@ check_options(const nri_options *o)
 }
 
 static int
-read_options(PyObject *args, PyObject *kwargs, PyObject **sampler, PyObject **target, PyObject **noises, nri_options *o)
+read_solver(const char *name, nri_solver *out)
 {
-    static char *names[] = {"sampler", "target", "noises",        "solver",    "max_nfe", "depth",      "tol", "atol",
-                            "refine",  "prior",  "extrapolation", "predictor", "verify",  "trajectory", NULL};
-    const char *solver = "anderson";
+    static const char *const names[] = {"auto", "anderson", "fixed_point", "newton"};
+    for (int i = 0; i < (int)(sizeof(names) / sizeof(*names)); i++) {
+        if (!strcmp(name, names[i])) {
+            *out = (nri_solver)i; /* in the order of nri_solver */
+            return 0;
+        }
+    }
+    PyErr_Format(PyExc_ValueError, "solver must be 'auto', 'anderson', 'fixed_point' or 'newton', got '%s'", name);
+    return -1;
+}
+
+typedef struct {
+    PyObject *sampler, *target, *noises, *guess;
+} tensors;
+
+static int
+read_options(PyObject *args, PyObject *kwargs, tensors *given, nri_options *o)
+{
+    static char *names[] = {"sampler",       "target",    "noises", "guess",      "solver", "noise", "max_nfe",
+                            "depth",         "tol",       "atol",   "refine",     "prior",  "lam",   "eta",
+                            "extrapolation", "predictor", "verify", "trajectory", NULL};
+    const char *solver = "auto", *noise = "record";
     int predictor, verify = 0, trajectory = 0;
     *o = nri_default_options;
-    *noises = Py_None;
+    given->noises = given->guess = Py_None;
     predictor = o->predictor;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$Osiiddiddppp:Inversion", names, sampler, target, noises, &solver,
-                                     &o->max_nfe, &o->depth, &o->tol, &o->atol, &o->refine, &o->prior, &o->extrapolation,
-                                     &predictor, &verify, &trajectory)) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$OOssiiddiddddppp:Inversion", names, &given->sampler, &given->target,
+                                     &given->noises, &given->guess, &solver, &noise, &o->max_nfe, &o->depth, &o->tol,
+                                     &o->atol, &o->refine, &o->prior, &o->lam, &o->eta, &o->extrapolation, &predictor,
+                                     &verify, &trajectory)) {
         return -1;
     }
     o->predictor = predictor;
     o->verify = verify;
     o->trajectory = trajectory;
-    if (!strcmp(solver, "anderson")) {
-        o->solver = NRI_ANDERSON;
-    }
-    else if (!strcmp(solver, "fixed_point")) {
-        o->solver = NRI_FIXED_POINT;
-    }
-    else {
-        PyErr_Format(PyExc_ValueError, "solver must be 'anderson' or 'fixed_point', got '%s'", solver);
+    o->guess = given->guess != Py_None;
+    o->absorb = !strcmp(noise, "absorb");
+    if (!o->absorb && strcmp(noise, "record")) {
+        PyErr_Format(PyExc_ValueError, "noise must be 'record' or 'absorb', got '%s'", noise);
         return -1;
     }
-    return check_options(o);
+    return read_solver(solver, &o->solver) ? -1 : check_options(o);
 }
 
 /* Make sure that libtorch's functions are at hand. */
@@ -652,14 +689,29 @@ load_noises(Inversion *self, PyObject *noises)
 }
 
 static int
-inversion_open(Inversion *self, PyObject *noises)
+check_absorb(const nri_sampler *s, const nri_options *o)
+{
+    const char *missing = !o->absorb        ? NULL
+                          : !s->levels      ? "a sampler with levels"
+                          : !s->first_order ? "a sampler that remembers no older network outputs"
+                          : o->refine > 0   ? "refine=0"
+                                            : NULL;
+    if (missing) {
+        PyErr_Format(PyExc_ValueError, "noise='absorb' needs %s; use noise='record'", missing);
+    }
+    return missing ? -1 : 0;
+}
+
+static int
+inversion_open(Inversion *self, PyObject *noises, PyObject *guess)
 {
     intake like = {.owner = NULL};
     nri_status status = NRI_OK;
     nri_request request;
     bool done;
     int step, slots = nri_inversion_slots(self->sampler->sampler, &self->options);
-    if ((self->torch && load_aten()) || take(self->like, self->torch, "target", &like)) {
+    if (check_absorb(self->sampler->sampler, &self->options) || (self->torch && load_aten())
+        || take(self->like, self->torch, "target", &like)) {
         release(&like);
         return -1;
     }
@@ -679,7 +731,8 @@ inversion_open(Inversion *self, PyObject *noises)
         raise_status(status);
         return -1;
     }
-    if (load_into(self, nri_inversion_target(self->inv), self->like, "target") || load_noises(self, noises)) {
+    if (load_into(self, nri_inversion_target(self->inv), self->like, "target") || load_noises(self, noises)
+        || (self->options.guess && load_into(self, nri_inversion_guess(self->inv), guess, "guess"))) {
         return -1;
     }
     Py_BEGIN_ALLOW_THREADS
@@ -699,24 +752,24 @@ inversion_open(Inversion *self, PyObject *noises)
 static PyObject *
 inversion_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    PyObject *sampler, *target, *noises;
+    tensors given;
     nri_options options;
     module_state *state = PyType_GetModuleState(type);
-    if (!state || read_options(args, kwargs, &sampler, &target, &noises, &options)) {
+    if (!state || read_options(args, kwargs, &given, &options)) {
         return NULL;
     }
-    if (!PyObject_TypeCheck(sampler, (PyTypeObject *)state->sampler_type)) {
-        return PyErr_Format(PyExc_ValueError, "sampler must be a Sampler, got %R", (PyObject *)Py_TYPE(sampler));
+    if (!PyObject_TypeCheck(given.sampler, (PyTypeObject *)state->sampler_type)) {
+        return PyErr_Format(PyExc_ValueError, "sampler must be a Sampler, got %R", (PyObject *)Py_TYPE(given.sampler));
     }
     Inversion *self = (Inversion *)((allocfunc)PyType_GetSlot(type, Py_tp_alloc))(type, 0);
     if (!self) {
         return NULL;
     }
-    self->sampler = (Sampler *)Py_NewRef(sampler);
-    self->like = Py_NewRef(target);
+    self->sampler = (Sampler *)Py_NewRef(given.sampler);
+    self->like = Py_NewRef(given.target);
     self->options = options;
-    self->torch = !PyArray_Check(target) && exchange_of(target);
-    if (inversion_open(self, noises)) {
+    self->torch = !PyArray_Check(given.target) && exchange_of(given.target);
+    if (inversion_open(self, given.noises, given.guess)) {
         Py_CLEAR(self);
     }
     return (PyObject *)self;
@@ -789,9 +842,13 @@ inversion_next(PyObject *op, PyObject *unused)
         out = Py_NewRef(Py_None);
     }
     else {
-        PyObject *fields[] = {PyLong_FromLong(request.index), PyFloat_FromDouble(request.timestep),
-                              give(self, request.slot, false), PyFloat_FromDouble(request.scale)};
-        out = pack_fields(state->request_type, 4, fields);
+        PyObject *fields[] = {PyLong_FromLong(request.index),
+                              PyFloat_FromDouble(request.timestep),
+                              give(self, request.slot, false),
+                              PyFloat_FromDouble(request.scale),
+                              PyBool_FromLong(request.wants_gradient),
+                              request.cotangent < 0 ? Py_NewRef(Py_None) : give(self, request.cotangent, false)};
+        out = pack_fields(state->request_type, 6, fields);
     }
     self->busy = false;
     return out;
@@ -847,20 +904,28 @@ reason_names(const nri_result *r, int64_t batch)
 }
 
 static PyObject *
-give_trajectory(Inversion *self, const nri_result *r)
+give_list(Inversion *self, int first, int n)
 {
-    if (r->trajectory < 0) {
-        return Py_NewRef(Py_None);
-    }
-    int n = self->sampler->sampler->evaluations + 1;
     PyObject *out = PyList_New(n);
     for (int j = 0; out && j < n; j++) {
-        PyObject *x = give(self, r->trajectory + j, true);
+        PyObject *x = give(self, first + j, true);
         if (!x || PyList_SetItem(out, j, x)) {
             Py_CLEAR(out);
         }
     }
     return out;
+}
+
+static PyObject *
+give_trajectory(Inversion *self, const nri_result *r)
+{
+    return r->trajectory < 0 ? Py_NewRef(Py_None) : give_list(self, r->trajectory, self->sampler->sampler->evaluations + 1);
+}
+
+static PyObject *
+give_noises(Inversion *self, const nri_result *r)
+{
+    return self->options.absorb ? give_list(self, r->noises, self->sampler->sampler->noises) : Py_NewRef(Py_None);
 }
 
 static PyObject *
@@ -882,9 +947,9 @@ inversion_result(PyObject *op, PyObject *unused)
         PyObject *fields[] = {
             give(self, r.latents, true),    doubles(2, logs, r.residual),     integers(2, logs, r.step_nfe),
             integers(1, &B, r.nfe),         reason_names(&r, self->v->batch), doubles(1, &B, r.error),
-            PyLong_FromLong(r.evaluations), give_trajectory(self, &r),
+            PyLong_FromLong(r.evaluations), give_trajectory(self, &r),        give_noises(self, &r),
         };
-        out = pack_fields(state->result_type, 8, fields);
+        out = pack_fields(state->result_type, 9, fields);
     }
     self->busy = false;
     return out;
@@ -902,8 +967,8 @@ static PyMethodDef inversion_methods[] = {
     {"next", inversion_next, METH_NOARGS,
      "next($self, /)\n--\n\nThe Request to be answered by feed, or None at the end.  Asking again gives the same request."},
     {"feed", inversion_feed, METH_O,
-     "feed($self, model_output, /)\n--\n\nThe network's output at the last request, shaped like the target; any float "
-     "dtype."},
+     "feed($self, model_output, /)\n--\n\nThe network's output at the last request, or the product the request's cotangent "
+     "asks for,\nshaped like the target; any float dtype."},
     {"result", inversion_result, METH_NOARGS, "result($self, /)\n--\n\nThe Result, after next() returned None."},
     {NULL, NULL, 0, NULL},
 };
@@ -915,19 +980,23 @@ static PyGetSetDef inversion_getset[] = {
 
 static PyType_Slot inversion_slots[] = {
     {Py_tp_doc,
-     "Inversion(sampler, target, *, noises=None, solver='anderson', max_nfe=3, depth=3, tol=0.0001, atol=0.0, refine=0,\n"
-     "          prior=0.0, extrapolation=1.0, predictor=True, verify=False, trajectory=False)\n--\n\n"
+     "Inversion(sampler, target, *, noises=None, guess=None, solver='auto', noise='record', max_nfe=3, depth=5, "
+     "tol=0.0001,\n"
+     "          atol=0.0, refine=0, prior=0.0, lam=0.1, eta=0.5, extrapolation=1.0, predictor=True, verify=False,\n"
+     "          trajectory=False)\n--\n\n"
      "Find the noise z_T from which `sampler` draws `target` [B, ...], a torch tensor or a NumPy array, in float32.\n\n"
      "The network is yours:\n\n"
      "    while request := inversion.next():\n"
      "        inversion.feed(network(request.scale * request.sample, request.timestep))\n"
      "    noise = inversion.result().latents\n\n"
-     "noises: the sampler's K noise draws, in its order; needed if sampler.num_noises > 0.\n"
-     "solver: 'anderson' or 'fixed_point'.  max_nfe: network evaluations a step, at least 1.  depth: Anderson memory, "
-     "0..15.\n"
+     "noises: the sampler's K noise draws, in its order; needed if sampler.num_noises > 0.  guess: where the first step\n"
+     "starts, by default the target.  noise: 'absorb' lets noises take up what their steps leave, the result has them.\n"
+     "solver: 'auto', 'anderson', 'fixed_point' or 'newton' (which asks for gradients, see Request).  max_nfe: network\n"
+     "evaluations a step, at least 1; 'auto' deals them out unevenly.  depth: Anderson memory, 0..15.\n"
      "tol: a step ends at |f(z) - z| <= tol |z|.  atol: or at a root mean square of atol.\n"
      "refine: rounds of defect correction for samplers that remember older network outputs; each measures the error.\n"
-     "prior: weight lam of Lavrentiev's regularisation towards the first guess, at least 0; residuals stay |f(z) - z|.\n"
+     "prior: weight of Lavrentiev's regularisation towards the first guess, at least 0; residuals stay |f(z) - z|.\n"
+     "lam, eta: of 'newton', weight of the forward process and floor of the gradient.\n"
      "extrapolation: how far outputs not yet known are extrapolated, 0..1.  predictor: first guess of a step from the\n"
      "network output before it.  verify: end with a forward run that measures the error.  trajectory: keep all states.\n\n"
      "Raises ValueError for options out of range, for tensors unlike the target, and if a step cannot be inverted."},
@@ -947,10 +1016,12 @@ static PyStructSequence_Field request_fields[] = {
     {"timestep", "the timestep to evaluate at"},
     {"sample", "[B, ...] the state s_j, in the target's dtype"},
     {"scale", "the network sees scale * sample"},
+    {"wants_gradient", "whether a request with a cotangent may follow at this sample: keep what a gradient needs"},
+    {"cotangent", "None, or v [B, ...]: feed J^T v instead of an output, J the Jacobian of the network's output in sample"},
     {NULL, NULL},
 };
 static PyStructSequence_Desc request_desc = {"nrinv.Request", "A network evaluation that an Inversion asks for.",
-                                             request_fields, 4};
+                                             request_fields, 6};
 
 static PyStructSequence_Field result_fields[] = {
     {"latents", "[B, ...] float32: the noise z_T"},
@@ -961,9 +1032,10 @@ static PyStructSequence_Field result_fields[] = {
     {"error", "[B] |z_0 - sampler(z_T)| / |z_0| measured by a forward run, NaN if none was made"},
     {"evaluations", "network calls for the whole batch"},
     {"trajectory", "E + 1 states from z_T to z_0 if they were kept, else None"},
+    {"noises", "K noises that the sampler has to draw, with noise='absorb', else None"},
     {NULL, NULL},
 };
-static PyStructSequence_Desc result_desc = {"nrinv.Result", "What an Inversion found.", result_fields, 8};
+static PyStructSequence_Desc result_desc = {"nrinv.Result", "What an Inversion found.", result_fields, 9};
 
 static PyObject *
 reasons(PyObject *module, PyObject *unused)

@@ -32,14 +32,15 @@ typedef struct {
     double *states;          /* [E + 1][1 + E + K] s_j in z_T, m, n: the global form */
     double *back;            /* [E][1 + E + K] A, b, C: s_{j+1} = A s_j + sum_{k<=j} b_k m_k + sum_k C_k n_k */
     bool *singular;          /* [E] the step has no way back: A = 0 */
+    double *levels;          /* [E + 1][2] S_j, sigma_j of the forward process: s_j ~ S_j z_0 + sigma_j n; or NULL */
 } nri_sampler;
 
 /*
-Copies its arguments.  Fails with NRI_NOT_FINITE or NRI_NOT_CAUSAL and the offending step in *step.  A singular step is no
-failure here: such a sampler still runs forward.
+Copies its arguments; `levels` may be NULL.  Fails with NRI_NOT_FINITE or NRI_NOT_CAUSAL and the offending step in *step.
+A singular step is no failure here: such a sampler still runs forward.
 */
 nri_status nri_sampler_create(int evaluations, int noises, const double *timesteps, const double *steps,
-                              const double *inputs, nri_sampler **out, int *step);
+                              const double *inputs, const double *levels, nri_sampler **out, int *step);
 void nri_sampler_destroy(nri_sampler *sampler);
 
 /* ------------------------------------------------------------------------------------------------------ anderson.c */
@@ -72,7 +73,7 @@ typedef enum {
 const char *nri_reason_name(nri_reason reason);
 const char *nri_reason_text(nri_reason reason);
 
-typedef enum { NRI_ANDERSON, NRI_FIXED_POINT } nri_solver;
+typedef enum { NRI_AUTO, NRI_ANDERSON, NRI_FIXED_POINT, NRI_NEWTON } nri_solver;
 
 /* The slots of one solve, in this order; `rings` are depth + 1 slots each. */
 typedef struct {
@@ -80,6 +81,7 @@ typedef struct {
     int best_f, best_r;     /* two neighbouring slots */
     int spare;
     int origin;             /* where to go when not even the first evaluation is finite */
+    int newton;             /* NRI_NEWTON: NRI_NEWTON_SLOTS slots */
 } nri_solve_slots;
 
 /* One implicit equation z = f(z) for a batch: per-sample weights, stopping, restarts and reasons. */
@@ -88,6 +90,8 @@ typedef struct {
     nri_solver solver;
     int depth, max_nfe;
     double tol, atol;
+    bool type_one;       /* the second evaluation is mixed by Anderson's type I */
+    double lam, eta, weight; /* NRI_NEWTON: lam and w of F, floor of |g| */
     nri_solve_slots slot;
     int k;               /* evaluations since begin */
     nri_reason *reason;  /* [B] */
@@ -98,10 +102,12 @@ typedef struct {
     bool *improved;      /* [B] the last evaluation set `best` */
     bool *finished;      /* [B] the last evaluation ended the sample */
     bool *failed;        /* [B] the last evaluation was not finite */
+    double *merit, *length, *pull; /* [B] NRI_NEWTON: smallest F / D, length of the step tried, lam w / rms(z - mu) */
     int *best_at, *restarts, *failures;   /* [B] */
     bool *valid;         /* [B][depth + 1] ring entries that may be mixed */
     double *gram;        /* [B][depth + 1][depth + 1] */
     double *dots, *coef; /* [B][depth + 1] */
+    bool *wants;         /* [B] NRI_NEWTON: waits for a gradient */
     bool *mark;          /* [B] scratch */
     uint8_t *moves;      /* [B] what each sample does next */
     void *block;         /* the allocation behind all of the above */
@@ -125,6 +131,23 @@ int nri_solve_r(const nri_solve *s);
 nri_status nri_solve_advance(nri_solve *s, int dst);
 bool nri_solve_running(const nri_solve *s);
 
+/* The end of sample b. */
+void nri_solve_finish(nri_solve *s, int64_t b, nri_reason reason);
+
+/* -------------------------------------------------------------------------------------------------------- newton.c */
+
+/* From `slot.newton` on: what a gradient is asked for, that gradient, the best z, mu of the forward process, a direction. */
+enum { NRI_NEWTON_SIGN, NRI_NEWTON_PRODUCT, NRI_NEWTON_BEST, NRI_NEWTON_MEAN, NRI_NEWTON_DIRECTION, NRI_NEWTON_SLOTS };
+
+/*
+Take f_k and r_k of the iterate in slot z.  Finished samples have their result in z.  *gradient: J^T sign(r) has to be
+loaded into the slot NRI_NEWTON_PRODUCT, J the network's Jacobian at z.
+*/
+nri_status nri_newton_judge(nri_solve *s, int z, bool *gradient);
+
+/* Write the next iterate to slot z; `slope` is df/dm. */
+nri_status nri_newton_step(nri_solve *s, int z, double slope, bool gradient);
+
 /* -------------------------------------------------------------------------------------------------------- invert.c */
 
 typedef struct {
@@ -133,9 +156,12 @@ typedef struct {
     int depth;            /* M of the step equation, 0..NRI_MAX_DEPTH */
     int refine;           /* rounds of defect correction after the first sweep, >= 0 */
     double tol, atol;     /* stop at |r| <= tol |s|, or at rms(r) <= atol */
-    double prior;         /* lam of Lavrentiev's regularisation towards the first guess, >= 0; 0: none */
+    double prior;         /* weight of Lavrentiev's regularisation towards the first guess, >= 0; 0: none */
+    double lam, eta;      /* NRI_NEWTON: weight of the forward process in F, >= 0; floor of |g|, > 0 */
     double extrapolation; /* rho: how far unknown network outputs of a multistep sampler are extrapolated, 0..1 */
     bool predictor;       /* first guess from the network output of the step before; else the state itself */
+    bool guess;           /* the first step starts from nri_inversion_guess, which the caller loads */
+    bool absorb;          /* noises take up what the steps leave; needs the sampler's levels, first order, refine 0 */
     bool verify;          /* end with a forward run that measures the error (refine > 0 always does) */
     bool trajectory;      /* keep every state */
 } nri_options;
@@ -147,6 +173,8 @@ typedef struct {
     double timestep; /* t_j */
     double scale;    /* i_j: the network sees scale * sample */
     int slot;        /* where the sample s_j lies */
+    bool wants_gradient; /* a request for a gradient at this sample may follow */
+    int cotangent;   /* -1, or a slot v: what is asked for is J^T v, J the network's Jacobian at the last sample */
 } nri_request;
 
 typedef struct nri_inversion nri_inversion;
@@ -155,7 +183,8 @@ typedef struct nri_inversion nri_inversion;
 typedef struct {
     int latents;             /* slot of s_0 */
     int trajectory;          /* first of E + 1 slots, or -1 */
-    int evaluations;         /* network calls */
+    int noises;              /* first of K slots: what the sampler has to draw */
+    int evaluations;         /* network calls, gradients included */
     const double *residual;  /* [E][B] |r| / |s| at the last evaluation of each step, NaN where never evaluated */
     const int *step_nfe;     /* [E][B] */
     const int *nfe;          /* [B] */
@@ -166,7 +195,10 @@ typedef struct {
 /* How many slots the inversion needs in its space. */
 int nri_inversion_slots(const nri_sampler *sampler, const nri_options *options);
 
-/* Upper bound of the network calls of the inversion. */
+/* The network evaluations that step j may take in one sweep; `auto` deals them out unevenly, E max_nfe in all. */
+int nri_inversion_allowance(const nri_sampler *sampler, const nri_options *options, int j);
+
+/* Upper bound of the network evaluations of the inversion, gradients not counted. */
 int64_t nri_inversion_max_evaluations(const nri_sampler *sampler, const nri_options *options);
 
 /*
@@ -178,11 +210,12 @@ nri_status nri_inversion_create(const nri_sampler *sampler, const nri_options *o
 void nri_inversion_destroy(nri_inversion *inv);
 int nri_inversion_target(const nri_inversion *inv);
 int nri_inversion_noise(const nri_inversion *inv, int k);
+int nri_inversion_guess(const nri_inversion *inv);
 
 /* *done, or a request; asking again before `feed` gives the same request. */
 nri_status nri_inversion_next(nri_inversion *inv, nri_request *request, bool *done);
 
-/* The network's output for the last request. */
+/* The network's output for the last request, or the gradient it asks for. */
 nri_status nri_inversion_feed(nri_inversion *inv, const nri_tensor *model_output);
 nri_status nri_inversion_result(const nri_inversion *inv, nri_result *result);
 

@@ -125,16 +125,20 @@ find_window(const nri_sampler *s)
 
 nri_status
 nri_sampler_create(int evaluations, int noises, const double *timesteps, const double *steps, const double *inputs,
-                   nri_sampler **out, int *step)
+                   const double *levels, nri_sampler **out, int *step)
 {
     *out = NULL;
     *step = -1;
     if (evaluations < 1 || noises < 0 || !timesteps || !steps || !inputs) {
         return NRI_BAD_ARGUMENT;
     }
+    if (levels && !all_finite(levels, 2 * (evaluations + 1))) {
+        return NRI_NOT_FINITE;
+    }
     size_t E = (size_t)evaluations, K = (size_t)noises;
     nri_sampler *s = calloc(1, sizeof(*s));
-    double *block = calloc(E + E + E * (2 * E + K) + (E + 1) * (1 + E + K) + E * (1 + E + K) + E, sizeof(*block));
+    double *block = calloc(E + E + E * (2 * E + K) + (E + 1) * (1 + E + K) + E * (1 + E + K) + E + 2 * (E + 1),
+                           sizeof(*block));
     bool *singular = calloc(E, sizeof(*singular));
     if (!s || !block || !singular) {
         free(s);
@@ -150,6 +154,10 @@ nri_sampler_create(int evaluations, int noises, const double *timesteps, const d
     s->states = s->steps + E * (2 * E + K);
     s->back = s->states + (E + 1) * (1 + E + K);
     double *alpha = s->back + E * (1 + E + K);
+    if (levels) {
+        s->levels = alpha + E;
+        memcpy(s->levels, levels, sizeof(*levels) * 2 * (E + 1));
+    }
     s->singular = singular;
     s->first_order = true;
     memcpy(s->timesteps, timesteps, sizeof(*block) * E);

@@ -4,7 +4,8 @@ One implicit equation z = f(z) for a batch, by fixed-point iteration or Anderson
     r_k = f_k - z_k        z_{k+1} = sum_i w_i f_i        w by nri_anderson_weights (fixed point: w_k = 1)
 
 The caller evaluates: it puts f_k and r_k into the slots nri_solve_f and nri_solve_r and calls nri_solve_advance, which does
-one fused multi-dot (the new row of the Gram matrix), decides for every sample, and does one fused linear combination.
+one fused multi-dot (the new row of the Gram matrix), decides for every sample, and does one fused linear combination.  Where f contracts slowly and only two evaluations are made,
+Anderson's type I takes the longer step that they need (`type_one`).
 
 For each sample, in this order:
     not finite            restart from the best pair with half a step; from the origin if there is none; twice in a row: end
@@ -12,7 +13,8 @@ For each sample, in this order:
     rms(r) <= atol        end (atol)
     |r| > 2 best          restart from the best pair with half a step, then a quarter; the third time: end (diverged)
     no new best for 4     end (stalled)
-    max_nfe evaluations   end (max_nfe), with the extrapolated iterate if the last residual is the best, else with best f
+    max_nfe evaluations   end (max_nfe), with the extrapolated iterate; with the best f if the last residual is > 2 best, or
+                          without a mixture if it is not the best
 
 The safeguard is not optional: where f contracts slowly, bare Anderson overshoots and ends above its first guess.
 Finished samples stay in the batch but keep their result: the caller copies it when `finished` is set.
@@ -26,7 +28,7 @@ Sources: cvxgrp/aa (rejection), PETSc SNESANDERSON (restart at 2 |F_min|).
 #include "nrinv.h"
 
 enum { MAX_RESTARTS = 2, MAX_FAILURES = 2, PATIENCE = 4 };
-static const double GROWTH = 2;
+static const double GROWTH = 2, LARGEST = 100;
 
 typedef enum { MIX, HALF, BEST, ORIGIN, KEEP } move;
 
@@ -34,10 +36,11 @@ nri_status
 nri_solve_create(nri_solve *s, nri_space *v, nri_solver solver, int depth, int max_nfe, double tol, double atol,
                  nri_solve_slots slot)
 {
-    size_t B = (size_t)v->batch, n = (size_t)depth + 1, wide = n + 1; /* room for a restart when depth is 0 */
+    size_t B = (size_t)v->batch, n = (size_t)depth + 1,
+           wide = n < 3 ? 4 : n + 1; /* the widest combination of solve.c and newton.c */
     size_t bytes = B
-                   * (sizeof(*s->scale) * 3 + sizeof(*s->gram) * n * n + sizeof(*s->dots) * wide * 2 + sizeof(*s->reason)
-                      + sizeof(int) * 4 + sizeof(bool) * (4 + n) + sizeof(*s->moves));
+                   * (sizeof(*s->scale) * 6 + sizeof(*s->gram) * n * n + sizeof(*s->dots) * wide * 2 + sizeof(*s->reason)
+                      + sizeof(int) * 4 + sizeof(bool) * (5 + n) + sizeof(*s->moves));
     *s = (nri_solve){.v = v, .solver = solver, .depth = depth, .max_nfe = max_nfe, .tol = tol, .atol = atol, .slot = slot};
     s->block = calloc(1, bytes);
     if (!s->block) {
@@ -47,7 +50,10 @@ nri_solve_create(nri_solve *s, nri_space *v, nri_solver solver, int depth, int m
     s->scale = s->block;
     s->residual = s->scale + B;
     s->best = s->residual + B;
-    s->gram = s->best + B;
+    s->merit = s->best + B;
+    s->length = s->merit + B;
+    s->pull = s->length + B;
+    s->gram = s->pull + B;
     s->dots = s->gram + B * n * n;
     s->coef = s->dots + B * wide;
     s->reason = (nri_reason *)(s->coef + B * wide);
@@ -58,7 +64,8 @@ nri_solve_create(nri_solve *s, nri_space *v, nri_solver solver, int depth, int m
     s->improved = (bool *)(s->failures + B);
     s->finished = s->improved + B;
     s->failed = s->finished + B;
-    s->mark = s->failed + B;
+    s->wants = s->failed + B;
+    s->mark = s->wants + B;
     s->valid = s->mark + B;
     s->moves = (uint8_t *)(s->valid + B * n);
     return NRI_OK;
@@ -79,8 +86,10 @@ nri_solve_begin(nri_solve *s, const bool *skip)
         s->reason[b] = skip && skip[b] ? NRI_MAX_NFE : NRI_RUNNING;
         s->nfe[b] = s->restarts[b] = s->failures[b] = 0;
         s->best_at[b] = -1;
-        s->best[b] = INFINITY;
+        s->best[b] = s->merit[b] = INFINITY;
+        s->length[b] = 1;
         s->residual[b] = NAN;
+        s->wants[b] = false;
         s->improved[b] = s->finished[b] = s->failed[b] = false;
     }
     memset(s->valid, 0, sizeof(*s->valid) * (size_t)(s->v->batch * (s->depth + 1)));
@@ -125,8 +134,8 @@ nri_solve_running(const nri_solve *s)
     return false;
 }
 
-static void
-finish(nri_solve *s, int64_t b, nri_reason reason)
+void
+nri_solve_finish(nri_solve *s, int64_t b, nri_reason reason)
 {
     s->reason[b] = reason;
     s->finished[b] = true;
@@ -139,7 +148,7 @@ decide_failed(nri_solve *s, int64_t b)
     s->failures[b]++;
     bool spent = s->nfe[b] >= s->max_nfe, found = s->best_at[b] >= 0;
     if (s->failures[b] >= MAX_FAILURES || spent) {
-        finish(s, b, spent && found && s->failures[b] < MAX_FAILURES ? NRI_MAX_NFE : NRI_NON_FINITE);
+        nri_solve_finish(s, b, spent && found && s->failures[b] < MAX_FAILURES ? NRI_MAX_NFE : NRI_NON_FINITE);
         return found ? BEST : ORIGIN;
     }
     return s->best_at[b] < 0 ? ORIGIN : HALF;
@@ -167,16 +176,16 @@ decide(nri_solve *s, int64_t b, double rr)
         s->improved[b] = true;
     }
     if (norm <= s->tol * s->scale[b]) {
-        finish(s, b, NRI_TOL);
+        nri_solve_finish(s, b, NRI_TOL);
         return MIX;
     }
     if (norm <= s->atol * sqrt((double)s->v->elements)) {
-        finish(s, b, NRI_ATOL);
+        nri_solve_finish(s, b, NRI_ATOL);
         return MIX;
     }
     if (norm > GROWTH * s->best[b]) {
         if (s->restarts[b]++ >= MAX_RESTARTS) {
-            finish(s, b, NRI_DIVERGED);
+            nri_solve_finish(s, b, NRI_DIVERGED);
             return BEST;
         }
         if (s->nfe[b] < s->max_nfe) {
@@ -184,12 +193,13 @@ decide(nri_solve *s, int64_t b, double rr)
         }
     }
     else if (s->k - s->best_at[b] >= PATIENCE) {
-        finish(s, b, NRI_STALLED);
+        nri_solve_finish(s, b, NRI_STALLED);
         return BEST;
     }
     if (s->nfe[b] >= s->max_nfe) {
-        finish(s, b, NRI_MAX_NFE);
-        return s->improved[b] ? MIX : BEST;
+        nri_solve_finish(s, b, NRI_MAX_NFE);
+        bool usable = s->solver != NRI_FIXED_POINT && norm <= GROWTH * s->best[b];
+        return s->improved[b] || usable ? MIX : BEST;
     }
     return MIX;
 }
@@ -209,7 +219,17 @@ mix(nri_solve *s, int64_t b, int count)
         }
     }
     index[used++] = q;
-    if (s->solver == NRI_ANDERSON && used > 1 && nri_anderson_weights(used, index, gram, n, w)) {
+    if (s->type_one && s->k == 1 && used == 2) {
+        /* z_1 = f_0, so that z_1 - z_0 = r_0: gamma = <r_0, r_1> / <r_0, r_1 - r_0> */
+        int p = index[0];
+        double gamma = gram[p * n + q] / (gram[p * n + q] - gram[p * n + p]);
+        if (fabs(gamma) <= LARGEST) {
+            coef[p] = gamma;
+            coef[q] = 1 - gamma;
+            return;
+        }
+    }
+    if (s->solver != NRI_FIXED_POINT && used > 1 && nri_anderson_weights(used, index, gram, n, w)) {
         for (int i = 0; i < used; i++) {
             coef[index[i]] = w[i];
         }

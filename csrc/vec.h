@@ -1,7 +1,7 @@
 /*
 Vectors, as the solvers see them: a space holds S slots of B samples with D float32 elements each, and a slot is an index.
 
-Six operations carry everything.  vec_host.c does them in plain loops, vec_aten.c through libtorch on any of its devices.
+Seven operations carry everything.  vec_host.c does them in plain loops, vec_aten.c through libtorch on any of its devices.
 Every slot is finite at all times (they start as zeros, and whoever finds a slot not finite overwrites it): a coefficient
 of 0 must drop a row, and 0 * NaN would not.
 */
@@ -62,6 +62,8 @@ typedef struct {
     nri_status (*combine)(nri_space *v, int dst, nri_rows rows, const double *coef);
     /* out[b * count + i] = <x[b], rows_i[b]> */
     nri_status (*dots)(nri_space *v, int x, nri_rows rows, double *out);
+    /* dst = sign(src) / max(|src|, floor), element by element; sign(src) alone if floor is 0.  dst may be src. */
+    nri_status (*sign)(nri_space *v, int dst, int src, double floor);
     /* dst[b] = src[b] where which[b]; everywhere if which is NULL */
     nri_status (*copy)(nri_space *v, int dst, int src, const bool *which);
     nri_status (*load)(nri_space *v, int dst, const nri_tensor *src);

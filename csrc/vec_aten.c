@@ -132,12 +132,23 @@ call(const char *op, const char *overload, StableIValue *stack)
     return NRI_OK;
 }
 
-/* out = x * y, all three handles consumed */
+/* An operator of up to two tensors and its `out`, last; consumes the handles, one that is NULL is a failure. */
 static nri_status
-mul(AtenTensorHandle x, AtenTensorHandle y, AtenTensorHandle out)
+elementwise(const char *op, int n, const AtenTensorHandle *t)
 {
-    StableIValue stack[3] = {pack(x), pack(y), pack(out)};
-    return call("aten::mul", "out", stack);
+    StableIValue stack[3];
+    bool complete = true;
+    for (int i = 0; i < n; i++) {
+        complete &= t[i] != NULL;
+        stack[i] = pack(t[i]);
+    }
+    if (complete) {
+        return call(op, "out", stack);
+    }
+    for (int i = 0; i < n; i++) {
+        drop(t[i]);
+    }
+    return NRI_BACKEND;
 }
 
 /* out = x summed over dim; both handles consumed */
@@ -272,7 +283,7 @@ combine_aten(nri_space *v, int dst, nri_rows rows, const double *coef)
         drop(c);
         return status;
     }
-    NRI_TRY(mul(x, c, scratch));
+    NRI_TRY(elementwise("aten::mul", 3, (AtenTensorHandle[]){x, c, scratch}));
     scratch = NULL;
     NRI_TRY(view_scratch(s, rows.count, &scratch));
     status = view_slot(s, dst, &y);
@@ -301,7 +312,7 @@ dots_aten(nri_space *v, int x, nri_rows rows, double *out)
         drop(one);
         return status;
     }
-    NRI_TRY(mul(h, one, scratch));
+    NRI_TRY(elementwise("aten::mul", 3, (AtenTensorHandle[]){h, one, scratch}));
     scratch = NULL;
     NRI_TRY(view_scratch(s, rows.count, &scratch));
     status = view_small(s, s->small, rows.count, 2, &small);
@@ -313,6 +324,49 @@ dots_aten(nri_space *v, int x, nri_rows rows, double *out)
     NRI_TRY(transfer(s, rows.count, true));
     for (int64_t i = 0; i < v->batch * rows.count; i++) {
         out[i] = (double)s->host[i];
+    }
+    return NRI_OK;
+}
+
+/* Views by value, NULL if there is none: `elementwise` sorts it out. */
+static AtenTensorHandle
+slot_of(const space *s, int slot)
+{
+    AtenTensorHandle out = NULL;
+    return view_slot(s, slot, &out) == NRI_OK ? out : NULL;
+}
+
+static AtenTensorHandle
+scratch_of(const space *s)
+{
+    int64_t D = s->base.elements, shape[2] = {s->base.batch, D}, strides[2] = {D, 1};
+    AtenTensorHandle out = NULL;
+    return aten.aoti_torch__reinterpret_tensor(s->scratch, 2, shape, strides, 0, &out) ? NULL : out;
+}
+
+static AtenTensorHandle
+small_of(const space *s)
+{
+    AtenTensorHandle out = NULL;
+    return view_small(s, s->small, 1, 2, &out) == NRI_OK ? out : NULL;
+}
+
+static nri_status
+sign_aten(nri_space *v, int dst, int src, double floor)
+{
+    space *s = (space *)v;
+    NRI_TRY(reserve(s, 1));
+    if (floor > 0) {
+        for (int64_t b = 0; b < v->batch; b++) {
+            s->host[b] = (float)floor;
+        }
+        NRI_TRY(transfer(s, 1, false));
+        NRI_TRY(elementwise("aten::abs", 2, (AtenTensorHandle[]){slot_of(s, src), scratch_of(s)}));
+        NRI_TRY(elementwise("aten::maximum", 3, (AtenTensorHandle[]){scratch_of(s), small_of(s), scratch_of(s)}));
+    }
+    NRI_TRY(elementwise("aten::sign", 2, (AtenTensorHandle[]){slot_of(s, src), slot_of(s, dst)}));
+    if (floor > 0) {
+        NRI_TRY(elementwise("aten::div", 3, (AtenTensorHandle[]){slot_of(s, dst), scratch_of(s), slot_of(s, dst)}));
     }
     return NRI_OK;
 }
@@ -437,7 +491,7 @@ destroy_aten(nri_space *v)
     free(s);
 }
 
-static const nri_vec_ops aten_ops = {destroy_aten, combine_aten, dots_aten, copy_aten, load_aten, store_aten};
+static const nri_vec_ops aten_ops = {destroy_aten, combine_aten, dots_aten, sign_aten, copy_aten, load_aten, store_aten};
 
 nri_status
 nri_space_create_aten(const nri_tensor *like, int slots, nri_space **out)

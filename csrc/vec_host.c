@@ -4,6 +4,7 @@ Vectors in host memory: plain loops, the reference for C tests, sanitizers and N
 The slots of one sample lie side by side, [B][slots][D].  Loops run over blocks that stay in the first cache while the
 rows stream past them, so a vector is read once however many rows an operation has.
 */
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -146,6 +147,21 @@ dots_host(nri_space *v, int x, nri_rows rows, double *out)
 }
 
 static nri_status
+sign_host(nri_space *v, int dst, int src, double floor)
+{
+    float least = (float)floor;
+    for (int64_t b = 0; b < v->batch; b++) {
+        const float *x = row(v, b, src);
+        float *y = row(v, b, dst);
+        for (int64_t i = 0; i < v->elements; i++) {
+            float sign = x[i] > 0 ? 1.0F : x[i] < 0 ? -1.0F : x[i], size = fabsf(x[i]); /* NaN and 0 stay */
+            y[i] = least > 0 ? sign / (size > least ? size : least) : sign;
+        }
+    }
+    return NRI_OK;
+}
+
+static nri_status
 copy_host(nri_space *v, int dst, int src, const bool *which)
 {
     for (int64_t b = 0; b < v->batch; b++) {
@@ -280,7 +296,7 @@ destroy_host(nri_space *v)
     free(v);
 }
 
-static const nri_vec_ops host_ops = {destroy_host, combine_host, dots_host, copy_host, load_host, store_host};
+static const nri_vec_ops host_ops = {destroy_host, combine_host, dots_host, sign_host, copy_host, load_host, store_host};
 
 /* Tensors for this backend are C-contiguous host memory. */
 nri_status

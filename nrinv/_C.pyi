@@ -7,11 +7,12 @@ class Sampler:
     timesteps: np.ndarray
     inputs: np.ndarray
     steps: np.ndarray
+    levels: np.ndarray | None
     states: np.ndarray
     num_noises: int
     first_order: bool
     singular: tuple[int, ...]
-    def __new__(cls, timesteps: Any, steps: Any, inputs: Any) -> Sampler: ...
+    def __new__(cls, timesteps: Any, steps: Any, inputs: Any, levels: Any = None) -> Sampler: ...
     def __len__(self) -> int: ...
 
 class Request(NamedTuple):
@@ -19,6 +20,8 @@ class Request(NamedTuple):
     timestep: float
     sample: Any
     scale: float
+    wants_gradient: bool
+    cotangent: Any | None
 
 class Result(NamedTuple):
     latents: Any
@@ -29,6 +32,7 @@ class Result(NamedTuple):
     error: np.ndarray
     evaluations: int
     trajectory: list[Any] | None
+    noises: list[Any] | None
 
 class Inversion:
     max_evaluations: int
@@ -38,13 +42,17 @@ class Inversion:
         target: Any,
         *,
         noises: Sequence[Any] | None = None,
-        solver: str = "anderson",
+        guess: Any | None = None,
+        solver: str = "auto",
+        noise: str = "record",
         max_nfe: int = 3,
-        depth: int = 3,
+        depth: int = 5,
         tol: float = 1e-4,
         atol: float = 0.0,
         refine: int = 0,
         prior: float = 0.0,
+        lam: float = 0.1,
+        eta: float = 0.5,
         extrapolation: float = 1.0,
         predictor: bool = True,
         verify: bool = False,

@@ -23,8 +23,15 @@ class Model(StrEnum):
 
 
 class Solver(StrEnum):
+    auto = "auto"
     anderson = "anderson"
     fixed_point = "fixed_point"
+    newton = "newton"
+
+
+class Noise(StrEnum):
+    record = "record"
+    absorb = "absorb"
 
 
 def _quiet():
@@ -92,13 +99,17 @@ def invert(
     steps: Annotated[int | None, typer.Option(help="num_inference_steps; default: the pipeline's own.")] = None,
     guidance: Annotated[float | None, typer.Option(help="guidance_scale; default: the pipeline's own.")] = None,
     size: Annotated[int | None, typer.Option(help="Resize to size x size pixels; default: the image's own size.")] = None,
-    solver: Annotated[Solver, typer.Option(help="Solver of the implicit steps.")] = Solver.anderson,
+    solver: Annotated[Solver, typer.Option(help="Solver of the implicit steps.")] = Solver.auto,
     max_nfe: Annotated[int | None, typer.Option(help="Network evaluations a step.")] = None,
     tol: Annotated[float, typer.Option(help="Relative residual at which a step ends.")] = 1e-4,
     refine: Annotated[int | None, typer.Option(help="Rounds of defect correction.")] = None,
     prior: Annotated[float, typer.Option(help="Weight of the regularisation towards the first guess.")] = 0.0,
+    noise: Annotated[Noise, typer.Option(help="Stochastic schedulers: solve for recorded noise, or absorb errors.")] = (
+        Noise.record
+    ),
+    replay: Annotated[bool, typer.Option("--replay", help="Also store corrections for an exact replay.")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Draw the image again and report the error.")] = False,
-    seed: Annotated[int | None, typer.Option(help="Seed of a stochastic scheduler's noise.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of a stochastic scheduler's noise and of the first guess.")] = 0,
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
 ):
     """Find the noise from which a pipeline draws an image."""
@@ -113,7 +124,7 @@ def invert(
         if not output.resolve().parent.is_dir():
             raise ValueError(f"output: the folder of {str(output)!r} does not exist")
         pipe = _load_pipeline(model, dtype)
-        generator = None if seed is None else torch.Generator(pipe._execution_device).manual_seed(seed)
+        generator = torch.Generator(pipe._execution_device).manual_seed(seed)
         sizes = {} if size is None else {"height": size, "width": size}
         inv = run(
             pipe,
@@ -127,7 +138,10 @@ def invert(
             tol=tol,
             refine=refine,
             prior=prior,
+            noise=noise.value,
+            replay=replay,
             verify=verify,
+            seed=seed,
             **sizes,
         )
         inv.save(output)
@@ -147,6 +161,7 @@ def generate(
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the image goes.")],
     model: Annotated[str, typer.Option(help="The pipeline it was inverted with: folder, hub id, turbo or base.")],
     prompt: Annotated[str | None, typer.Option(help="Another prompt edits the image.")] = None,
+    replay: Annotated[bool, typer.Option("--replay", help="Add the stored corrections: exact.")] = False,
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
 ):
     """Draw an image from the noise that nrinv invert has found."""
@@ -157,7 +172,7 @@ def generate(
     try:
         inv = load(inversion)
         pipe = _load_pipeline(model, dtype)
-        run(pipe, inv, prompt).images[0].save(output)
+        run(pipe, inv, prompt, replay=replay).images[0].save(output)
     except (ValueError, OSError) as error:
         _fail(error)
     console.print(f"{output}: {inv.prompt if prompt is None else prompt!r}", highlight=False)

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 FORMAT = "nrinv-inversion-1"
 # Fields kept as one array, and as a list of tensors.
 ARRAYS = ("timesteps", "residuals", "step_nfe", "nfe", "error")
-LISTS = ("noises", "trajectory")
+LISTS = ("noises", "trajectory", "corrections")
 
 
 @dataclass
@@ -29,6 +29,8 @@ class InversionOutput(BaseOutput):
     reasons: for each sample why it ended; `nrinv.reasons()` explains the names.
     error [B]: |z_0 - sampler(z_T)| / |z_0|, end to end, where it was measured (refine, verify); else NaN.
     trajectory: E + 1 states from z_T to z_0, if asked for.
+    corrections: E tensors [B, ...], what each evaluation of a stock run from the noise misses the trajectory by, if asked
+    for; `generate(..., replay=True)` adds them.  The other fields describe the noise alone.
     prompt, call: what to call the pipeline with, beside `latents`.
     stats: how natural the noise is.
     pipeline, scheduler, scheduler_config: class names and configuration the inversion was made with.
@@ -44,6 +46,7 @@ class InversionOutput(BaseOutput):
     reasons: list | None = None
     error: np.ndarray | None = None
     trajectory: list | None = None
+    corrections: list | None = None
     prompt: Any = None
     call: dict = field(default_factory=dict)
     pipeline: str | None = None

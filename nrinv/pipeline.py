@@ -2,6 +2,7 @@
 
 import inspect
 from contextlib import contextmanager
+from functools import partial
 
 import diffusers
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 
 from .inversion import InversionOutput
 from .latents import encode
-from .scheduler import Finished, InverseScheduler, ReplayScheduler
+from .scheduler import CorrectionRecorder, Finished, InverseScheduler, ReplayScheduler
 
 # Arguments of one call that say nothing about how to draw the image again.
 _TRANSIENT = ("callback_on_step_end", "callback_on_step_end_tensor_inputs")
@@ -29,11 +30,30 @@ def swapped_scheduler(pipe, scheduler):
         vars(pipe)["scheduler"] = own
 
 
-def _check_options(strength, noise, num_inference_steps, pipe_kwargs):
+@contextmanager
+def _gradients(pipe, wanted):
+    """What to call the pipeline by; where gradients are wanted, those of the latents alone.
+
+    Pipelines switch gradients off by a decorator.  Parameters are frozen meanwhile: their gradients would only cost memory.
+    """
+    if not wanted:
+        yield pipe
+        return
+    modules = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+    trained = [p for module in modules for p in module.parameters() if p.requires_grad]
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        with torch.enable_grad():
+            yield partial(inspect.unwrap(type(pipe).__call__), pipe)
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+def _check_options(strength, num_inference_steps, pipe_kwargs):
     if not 0 < strength <= 1:
         raise ValueError(f"strength must be above 0 and at most 1, got {strength!r}")
-    if noise != "record":
-        raise ValueError(f"noise must be 'record', got {noise!r}")
     if num_inference_steps is not None and num_inference_steps < 1:
         raise ValueError(f"num_inference_steps must be at least 1, got {num_inference_steps!r}")
     if "latents" in pipe_kwargs:
@@ -84,46 +104,59 @@ def invert(
     guidance_scale=None,
     generator=None,
     strength=1.0,
-    solver="anderson",
+    solver="auto",
     max_nfe=None,
     tol=1e-4,
     refine=None,
-    prior=None,
+    prior=0.0,
     noise="record",
+    replay=False,
     verify=False,
     return_trajectory=False,
     return_dict=True,
     atol=0.0,
-    depth=None,
+    depth=5,
+    lam=0.1,
+    eta=0.5,
     extrapolation=1.0,
     predictor=True,
+    seed=0,
     **pipe_kwargs,
 ):
     """Find the noise from which `pipe` draws `image`; returns an `InversionOutput` whose first field is `latents`.
 
-    pipe: a diffusers pipeline, used as it is and left as it was: scheduler, configuration, hooks, also after an exception.
-    image: see `encode`; B images are inverted together, each with its own stopping.
-    prompt: one for all or one for each image; None is the empty prompt, unless `prompt_embeds` are given.
-    num_inference_steps, guidance_scale, generator, **pipe_kwargs: passed to the pipeline's call (`negative_prompt`,
-    `prompt_embeds`, `callback_on_step_end` ...), None meaning the pipeline's default.  Callbacks run once an evaluation.
-    strength: invert the last part of the steps only, above 0 and at most 1; `generate` goes on from there.
+       pipe: a diffusers pipeline, used as it is and left as it was: scheduler, configuration, hooks, also after an exception.
+       image: see `encode`; B images are inverted together, each with its own stopping.
+       prompt: one for all or one for each image; None is the empty prompt, unless `prompt_embeds` are given.
+       num_inference_steps, guidance_scale, generator, **pipe_kwargs: passed to the pipeline's call (`negative_prompt`,
+       `prompt_embeds`, `callback_on_step_end` ...), None meaning the pipeline's default.  Callbacks run once an evaluation.
+       strength: invert the last part of the steps only, above 0 and at most 1; `generate` goes on from there.
 
-    solver: "anderson" (type II, `depth` vectors of memory) or "fixed_point", each with a free first guess (`predictor`).
-    max_nfe: network evaluations a step; default 4 up to 8 steps, 3 beyond, 1 where the scheduler needs `refine`.
-    tol: a step ends at a relative residual of tol; `atol`: or at a root mean square of atol.
-    refine: rounds of defect correction; default 0, or 3 for schedulers that remember older network outputs (DPM++ 2M,
-    UniPC, PNDM, Heun ...).  extrapolation: how far a sweep extrapolates what such a scheduler remembers, 0..1.
-    prior: weight of Lavrentiev's regularisation, z = (f(z) + prior mu) / (1 + prior) with mu the step's first guess; trades
-    reconstruction for natural noise where a step is ill-posed (few steps, the step to sigma 0); default none.
-    noise: "record" draws the noise of a stochastic scheduler from `generator` in the pipeline's own order.
-    verify: draw the image once more with the stock pipeline and report `error`; costs one evaluation per step.
-    return_trajectory: keep all states.  return_dict: False gives a tuple in field order.
+       solver: "auto", Anderson acceleration (`depth` vectors of memory) with the evaluations dealt out to the steps by what the
+       scheduler's linear form tells; "anderson", the same number for every step; "fixed_point"; "newton", the scalar
+       Newton-Raphson of arXiv 2312.12540 (weight `lam` of its prior, floor `eta` of its gradient), which differentiates the
+       network: memory of a training step without weight gradients, each product with the Jacobian counted as an evaluation.
+       max_nfe: network evaluations a step, on average; default 4 up to 8 steps, 3 beyond, 1 where the scheduler needs `refine`.
+       predictor: start each step from the step before, the first one from a natural noisy image drawn with `seed`; other seeds
+       find other noises of the same image.  False: from the state itself.
+       tol: a step ends at a relative residual of tol; `atol`: or at a root mean square of atol.
+       refine: rounds of defect correction; default 0, or 3 for schedulers that remember older network outputs (DPM++ 2M,
+       UniPC, PNDM, Heun ...).  extrapolation: how far a sweep extrapolates what such a scheduler remembers, 0..1.
+       prior: weight of Lavrentiev's regularisation, z = (f(z) + prior mu) / (1 + prior) with mu the step's first guess; trades
+       reconstruction for natural noise where a step is ill-posed (few steps, the step to sigma 0); default none.
+       noise: "record" draws the noise of a stochastic scheduler from `generator` in the pipeline's own order; "absorb" draws
+       the states instead and lets the noises take up what the steps leave (`noises`, which `generate` replays): few-step
+       stochastic samplers then reconstruct well from natural noise.
+       replay: also record what a stock run misses (`corrections`), for an exact `generate(..., replay=True)`; costs one
+       evaluation per step, and leaves noise and figures as they are.
+    draw the image once more with the stock pipeline and report `error`; costs one evaluation per step.
+       return_trajectory: keep all states.  return_dict: False gives a tuple in field order.
 
-    Raises ValueError naming the argument for bad input and for a scheduler that cannot be inverted, before the network is
-    evaluated.  Running out of evaluations, or a network that returns NaN, is no exception but a reason in the output.
+       Raises ValueError naming the argument for bad input and for a scheduler that cannot be inverted, before the network is
+       evaluated.  Running out of evaluations, or a network that returns NaN, is no exception but a reason in the output.
     """
     pipe_kwargs.pop("output_type", None)
-    _check_options(strength, noise, num_inference_steps, pipe_kwargs)
+    _check_options(strength, num_inference_steps, pipe_kwargs)
     latents = encode(pipe, image, height=pipe_kwargs.get("height"), width=pipe_kwargs.get("width"))
     _check_prompts(prompt, pipe_kwargs, latents.shape[0])
     if prompt is None and pipe_kwargs.get("prompt_embeds") is None:
@@ -136,24 +169,31 @@ def invert(
     call = {name: value for name, value in {**call, **pipe_kwargs}.items() if value is not None}
     arguments = _per_sample({**call, "prompt": prompt}, latents.shape[0])
 
+    newton = solver == "newton"
+    start = latents.clone().requires_grad_(newton)
     scheduler = InverseScheduler(
         pipe.scheduler,
         strength=strength,
         unwind=True,
+        latents=start,
+        seed=seed,
         solver=solver,
+        noise=noise,
         max_nfe=max_nfe,
         tol=tol,
         atol=atol,
         depth=depth,
         refine=refine,
-        prior=prior or 0.0,
+        prior=prior,
+        lam=lam,
+        eta=eta,
         extrapolation=extrapolation,
         predictor=predictor,
-        trajectory=return_trajectory,
+        trajectory=return_trajectory or replay,
     )
-    with swapped_scheduler(pipe, scheduler):
+    with swapped_scheduler(pipe, scheduler), _gradients(pipe, newton) as call_pipe:
         try:
-            pipe(latents=latents, generator=generator, output_type="latent", **arguments)
+            call_pipe(latents=start, generator=generator, output_type="latent", **arguments)
         except Finished:
             pipe.maybe_free_model_hooks()  # what the pipeline does after its loop
     if scheduler.result is None:
@@ -162,6 +202,9 @@ def invert(
             "timesteps and cannot be inverted this way"
         )
     out = _assemble(pipe, scheduler, latents, prompt, call)
+    if replay:
+        _record_corrections(pipe, out)
+        out.trajectory = out.trajectory if return_trajectory else None
     if verify:
         _verify(pipe, out, latents)
     return out if return_dict else out.to_tuple()
@@ -173,7 +216,7 @@ def _assemble(pipe, scheduler, latents, prompt, call):
     sigma = float(scheduler._inner.init_noise_sigma) if scaled else 1.0
     return InversionOutput(
         latents=(result.latents / sigma).to(latents.dtype),
-        noises=scheduler.noises or None,
+        noises=[noise.to(latents.dtype) for noise in scheduler.noises] or None,
         timesteps=scheduler.sampler.timesteps,
         start=scheduler.start,
         residuals=result.residuals,
@@ -188,6 +231,14 @@ def _assemble(pipe, scheduler, latents, prompt, call):
         scheduler=type(pipe.scheduler).__name__,
         scheduler_config=dict(pipe.scheduler.config),
     )
+
+
+def _record_corrections(pipe, out):
+    recorder = CorrectionRecorder(_stock_scheduler(pipe, out), out, out.trajectory)
+    with swapped_scheduler(pipe, recorder):
+        pipe(latents=out.latents.to(pipe._execution_device), output_type="latent", **_call_arguments(out, None, {}))
+    out.corrections = recorder.corrections
+    out.nfe = out.nfe + len(out.timesteps)
 
 
 def _verify(pipe, out, latents):
@@ -217,15 +268,8 @@ def _comparable(config):
     return {name: list(value) if isinstance(value, (tuple, np.ndarray)) else value for name, value in plain.items()}
 
 
-def generate(pipe, inv, prompt=None, **pipe_kwargs):
-    """Draw from an inversion's noise with the stock pipeline: the image again, or with another `prompt` an edit of it.
-
-    pipe: the pipeline; if its scheduler is not the one the inversion was made with, that one is used for this call.
-    inv: an `InversionOutput`.  prompt: default the inversion's own.  **pipe_kwargs override `inv.call`.
-    Returns the pipeline's own output (`.images`).
-
-    Raises ValueError if there are neither one nor B prompts.
-    """
+def _call_arguments(inv, prompt, pipe_kwargs):
+    """How to call the pipeline for an inversion, with another prompt or other arguments where they are given."""
     batch = inv.latents.shape[0]
     call = {**inv.call, **pipe_kwargs}
     if prompt is None:
@@ -233,9 +277,22 @@ def generate(pipe, inv, prompt=None, **pipe_kwargs):
     else:  # the source prompt's embeddings would win over the new prompt
         call = {k: v for k, v in call.items() if not ("prompt" in k and not k.startswith("negative")) or k in pipe_kwargs}
     _check_prompt(prompt, batch)
-    call = _per_sample({**call, "prompt": prompt}, batch)
+    return _per_sample({**call, "prompt": prompt}, batch)
+
+
+def generate(pipe, inv, prompt=None, *, replay=False, **pipe_kwargs):
+    """Draw from an inversion's noise with the stock pipeline: the image again, or with another `prompt` an edit of it.
+
+    pipe: the pipeline; if its scheduler is not the one the inversion was made with, that one is used for this call.
+    inv: an `InversionOutput`.  prompt: default the inversion's own.  **pipe_kwargs override `inv.call`.
+    replay: add the recorded corrections, which makes the reconstruction exact and is no longer the noise's own drawing.
+    Returns the pipeline's own output (`.images`).
+
+    Raises ValueError if there are neither one nor B prompts, or if there are no corrections to replay.
+    """
+    call = _call_arguments(inv, prompt, pipe_kwargs)
     scheduler = _stock_scheduler(pipe, inv)
-    if inv.noises or inv.start:
-        scheduler = ReplayScheduler(scheduler, inv)
+    if inv.noises or inv.start or replay:
+        scheduler = ReplayScheduler(scheduler, inv, replay=replay)
     with swapped_scheduler(pipe, scheduler):
         return pipe(latents=inv.latents.to(pipe._execution_device), **call)

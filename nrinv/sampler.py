@@ -85,9 +85,43 @@ def read_sampler(scheduler, num_inference_steps=None, *, start=0, step_kwargs=No
         step_kwargs["return_dict"] = False
 
     timesteps, steps, inputs = _probe(scheduler, start, count, step_kwargs)
-    sampler = Sampler(timesteps, steps, inputs)
+    sampler = Sampler(timesteps, steps, inputs, _read_levels(scheduler, start))
     _check_linear(scheduler, start, sampler, step_kwargs)
     return sampler
+
+
+def _read_levels(scheduler, start):
+    """Signal and noise of the forward process at every evaluation and at the end, [E + 1, 2]; None if it has none.
+
+    The end counts as clean, though some samplers stop a little before it.
+    """
+    scheduler = copy.deepcopy(scheduler)
+    scheduler._begin_index = None  # else every timestep would be taken for the first
+    add = getattr(scheduler, "add_noise", None)
+    if hasattr(scheduler, "scale_noise"):  # flow matching
+
+        def add(sample, noise, timesteps):
+            return scheduler.scale_noise(sample, timesteps, noise)
+
+    if add is None:
+        return None
+    signal, noise = torch.eye(2, dtype=torch.float64).reshape(2, 1, 1, 1, 2)
+    levels = [add(signal, noise, t.reshape(1)).double().reshape(2) for t in scheduler.timesteps[start:]]
+    return torch.stack([*levels, signal.reshape(2)]).numpy()
+
+
+def natural_guess(sampler, target, seed=0):
+    """Where the inversion of `target` [B, ...] best starts: a noisy image of the last step's level, S z_0 + sigma n.
+
+    Its solution inherits the noise's nature; started from the clean image itself, a step without contraction ends in noise
+    that is none.  The noise is the same on every machine and device, and for the first images of a longer batch.
+    Returns None if the sampler does not tell its levels.
+    """
+    if sampler.levels is None:
+        return None
+    signal, sigma = sampler.levels[-2]
+    noise = np.random.default_rng(seed).standard_normal(tuple(target.shape), dtype=np.float32)
+    return signal * target + sigma * torch.from_numpy(noise).to(target)
 
 
 def _run(scheduler, start, step_kwargs, draw, state, model_output):

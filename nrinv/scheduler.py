@@ -16,15 +16,13 @@ from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
 
 from ._C import Inversion
-from .sampler import read_sampler, start_at, with_noise
+from .sampler import natural_guess, read_sampler, start_at, with_noise
 
 # A sampler this short takes long steps: they need more evaluations, and it can afford them.
 FEW_STEPS = 8
 FEW_STEPS_MAX_NFE, MAX_NFE = 4, 3
 # A sampler that remembers older network outputs: cheap sweeps, corrected; 8 evaluations per step in all.
 MULTISTEP_MAX_NFE, MULTISTEP_REFINE = 1, 3
-# Beyond this many evaluations of one step a longer memory pays.
-LONG_SOLVE, DEPTH, LONG_DEPTH = 8, 3, 5
 # What `step` is given in every call; all else changes the sampler.
 STEP_ARGUMENTS = ("model_output", "timestep", "sample", "generator", "return_dict")
 
@@ -33,7 +31,7 @@ class Finished(BaseException):
     """Ends the pipeline's loop when the inversion is done.  Not an Exception, so that no handler in between takes it."""
 
 
-def solver_options(sampler, *, max_nfe=None, refine=None, depth=None, **options):
+def solver_options(sampler, *, max_nfe=None, refine=None, **options):
     """The options of `Inversion` with the defaults filled in that depend on the sampler."""
     if refine is None:
         refine = 0 if sampler.first_order else MULTISTEP_REFINE
@@ -42,9 +40,7 @@ def solver_options(sampler, *, max_nfe=None, refine=None, depth=None, **options)
             max_nfe = MULTISTEP_MAX_NFE
         else:
             max_nfe = FEW_STEPS_MAX_NFE if len(sampler) <= FEW_STEPS else MAX_NFE
-    if depth is None:
-        depth = DEPTH if max_nfe <= LONG_SOLVE else LONG_DEPTH
-    return dict(max_nfe=max_nfe, refine=refine, depth=depth, **options)
+    return dict(max_nfe=max_nfe, refine=refine, **options)
 
 
 def first_evaluation(scheduler, strength):
@@ -92,24 +88,29 @@ class InverseScheduler(_Derived):
         pipe.scheduler = nrinv.InverseScheduler(pipe.scheduler)
         noise = pipe(prompt, latents=z_0, output_type="latent").images
 
-    options: those of `Inversion` (`solver`, `max_nfe`, `tol`, `refine`, ...); the defaults of max_nfe, refine and depth
-    depend on the sampler.  strength: invert the last part of the steps only.  unwind: leave the pipeline's loop by raising
+    options: those of `Inversion` (`solver`, `max_nfe`, `tol`, `refine`, ...); the defaults of max_nfe and refine depend on
+    the sampler.  strength: invert the last part of the steps only.  unwind: leave the pipeline's loop by raising
     `Finished` as soon as the inversion is done, instead of repeating the result until the loop ends.
+    latents: z_0, the very tensor the pipeline is given.  When its timesteps are set it is overwritten by the natural guess
+    (`natural_guess`, with `seed`) at which the first evaluation is to take place; without it that is z_0 itself.
+    solver="newton" needs gradients: run the pipeline's call undecorated, under torch.enable_grad().
 
     Noise of stochastic schedulers is drawn from the generator given to the pipeline, in the order in which the pipeline
     itself will draw it.  After the call: `result` (see `Result`), `sampler`, `noises`, and `scaled`, whether the pipeline
     multiplies the latents it is given by `init_noise_sigma`.
 
     Raises ValueError, before the first network evaluation, if the scheduler is not linear, if a step of it cannot be
-    inverted, or for an option out of range.
+    inverted, or for an option out of range; after it, if "newton" finds a network without gradient.
     """
 
-    def __init__(self, scheduler, *, strength=1.0, unwind=False, **options):
+    def __init__(self, scheduler, *, strength=1.0, unwind=False, latents=None, seed=0, **options):
         super().__init__(copy.deepcopy(scheduler))
         self._signature = inspect.signature(scheduler.step)
         self._options = options
         self._strength = strength
         self._unwind = unwind
+        self._latents, self._seed = latents, seed
+        self._target = None if latents is None else latents.clone()
         self.result = self.inversion = None
 
     @property
@@ -134,12 +135,19 @@ class InverseScheduler(_Derived):
         self.noises = []
         self._evaluation = 0
         self._read({})
+        self._move_to_guess()
         # A dry start of the solver: refuses what cannot be inverted, and knows how long the loop may get.
         dry = np.zeros((1, 1), np.float32)
         longest = self._open(dry, [dry] * self.sampler.num_noises).max_evaluations
         order = torch.arange(len(self.sampler)).flip(0).repeat_interleave(-(-longest // len(self.sampler)))[:longest]
         self.timesteps = start_at(self._inner, self.start)[order.to(self._inner.timesteps.device)]
         self._index = len(self.sampler) - 1
+
+    def _move_to_guess(self):
+        guess = None if self._target is None else natural_guess(self.sampler, self._target, self._seed)
+        if guess is not None and self._solver.get("predictor", True):
+            with torch.no_grad():
+                self._latents.copy_(guess)
 
     def _read(self, step_kwargs):
         self.sampler = read_sampler(self._inner, start=self.start, step_kwargs=step_kwargs)
@@ -173,9 +181,10 @@ class InverseScheduler(_Derived):
             )
         self.inversion.feed(given["model_output"].detach())
         self._evaluation += 1
-        self._ask()
+        self._ask(given)
         if self._request is None:
             self.result = self.inversion.result()
+            self.noises = self.noises if self.result.noises is None else self.result.noises
 
     def _begin(self, given):
         output, parameters = given["model_output"], self._signature.parameters
@@ -186,29 +195,56 @@ class InverseScheduler(_Derived):
         place = {"generator": given.get("generator"), "device": output.device, "dtype": output.dtype}
         self.noises = [randn_tensor(output.shape, **place) for _ in range(self.sampler.num_noises)]
         noises = [noise.to(torch.float32) for noise in self.noises]
-        self.inversion = self._open(given["sample"].detach(), noises)
-        self._ask()
+        target, guess = given["sample"].detach(), None
+        # A pipeline that has copied its latents before it set its timesteps evaluates z_0 instead of the guess.
+        if self._target is not None and torch.equal(target, self._latents.detach().to(target)):
+            target, guess = self._target.to(target), target
+        self.inversion = self._open(target, noises, guess=guess)
+        self._ask(given)
 
-    def _open(self, target, noises):
-        return Inversion(self.sampler, target, noises=noises, **self._solver)
+    def _open(self, target, noises, **options):
+        return Inversion(self.sampler, target, noises=noises, **options, **self._solver)
 
-    def _ask(self):
+    def _ask(self, given):
         """Fetch the next request and tell the pipeline, which is iterating over `timesteps`, where it will be evaluated."""
         self._request = self.inversion.next()
+        if self._request is not None and self._request.cotangent is not None:
+            self.inversion.feed(_pull_back(given["model_output"], given["sample"], self._request.cotangent))
+            self._request = self.inversion.next()
         if self._request is not None:
             self._sample, self._index = self._request.sample, self._request.index
+            self._sample.requires_grad_(self._request.wants_gradient)
             self.timesteps[self._evaluation] = self._request.timestep
+
+
+def _pull_back(model_output, sample, cotangent):
+    """J^T v, J the Jacobian of the network's output in the sample; frees the graph."""
+    product = None
+    if model_output.requires_grad and sample.requires_grad:
+        product = torch.autograd.grad(model_output, sample, cotangent.to(model_output), allow_unused=True)[0]
+    if product is None:
+        raise ValueError(
+            "solver: 'newton' needs the gradient of the network's output, which has none (a quantised network, one compiled "
+            "without gradients, a call under torch.no_grad or inference_mode); use solver='auto'"
+        )
+    return product
 
 
 class ReplayScheduler(_Derived):
     """The scheduler an inversion was made for, with the noise and the starting point of that inversion.
 
     scheduler: the stock scheduler.  inv: an `InversionOutput`; its `noises` are used in place of random ones, and a run
-    that was inverted part of the way begins where the inversion ended.
+    that was inverted part of the way begins where the inversion ended.  replay: after each evaluation also add what the
+    inversion left there (`inv.corrections`), so that the stored trajectory is met exactly.
+
+    Raises ValueError if replay is asked of an inversion without corrections.
     """
 
-    def __init__(self, scheduler, inv):
+    def __init__(self, scheduler, inv, *, replay=False):
+        if replay and not inv.corrections:
+            raise ValueError("replay: the inversion holds no corrections; make it with invert(..., replay=True)")
         self._noises = list(inv.noises or [])
+        self._corrections = list(inv.corrections) if replay else []
         self._start = inv.start
         super().__init__(with_noise(scheduler, self._draw))
 
@@ -219,7 +255,7 @@ class ReplayScheduler(_Derived):
     def set_timesteps(self, *args, **kwargs):
         super().set_timesteps(*args, **kwargs)
         self.timesteps = start_at(self._inner, self._start)
-        self._drawn = 0
+        self._drawn = self._evaluation = 0
 
     def _draw(self, shape, *args, device=None, dtype=None, **kwargs):
         if self._drawn >= len(self._noises):
@@ -234,4 +270,30 @@ class ReplayScheduler(_Derived):
         return self._inner.scale_model_input(*args, **kwargs)
 
     def step(self, *args, **kwargs):
-        return self._inner.step(*args, **kwargs)
+        output = self._inner.step(*args, **kwargs)
+        sample = self._correct(self._evaluation, output[0])
+        self._evaluation += 1
+        if isinstance(output, tuple):
+            return (sample, *output[1:])
+        output.prev_sample = sample
+        return output
+
+    def _correct(self, evaluation, sample):
+        return sample + self._corrections[evaluation].to(sample) if self._corrections else sample
+
+
+class CorrectionRecorder(ReplayScheduler):
+    """Keeps a run on a stored trajectory, and what each evaluation is off it in `corrections`."""
+
+    def __init__(self, scheduler, inv, trajectory):
+        super().__init__(scheduler, inv)
+        self._trajectory = trajectory
+
+    def set_timesteps(self, *args, **kwargs):
+        super().set_timesteps(*args, **kwargs)
+        self.corrections = []
+
+    def _correct(self, evaluation, sample):
+        target = self._trajectory[evaluation + 1].to(sample)
+        self.corrections.append(target - sample)
+        return target

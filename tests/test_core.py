@@ -183,7 +183,7 @@ def test_a_network_that_fails_once_is_forgiven_and_one_that_keeps_failing_is_a_r
 
 
 BAD_OPTIONS = [
-    ({"solver": "newton-like"}, "solver must be 'anderson' or 'fixed_point', got 'newton-like'"),
+    ({"solver": "newton-like"}, "solver must be 'auto', 'anderson', 'fixed_point' or 'newton', got 'newton-like'"),
     ({"max_nfe": 0}, "max_nfe must be at least 1, got 0"),
     ({"depth": 16}, r"depth must be in 0\.\.15, got 16"),
     ({"depth": -1}, r"depth must be in 0\.\.15, got -1"),

@@ -310,7 +310,7 @@ open(const toy_form *f, nri_options o)
     int64_t shape[2];
     int step;
     nri_tensor like = toy_tensor(NULL, NRI_FLOAT32, shape, 1, DIM);
-    CHECK(nri_sampler_create(f->E, f->K, f->timesteps, f->steps, f->inputs, &s.sampler, &step) == NRI_OK);
+    CHECK(nri_sampler_create(f->E, f->K, f->timesteps, f->steps, f->inputs, NULL, &s.sampler, &step) == NRI_OK);
     CHECK(nri_space_create_host(&like, nri_inversion_slots(s.sampler, &o), &s.v) == NRI_OK);
     CHECK(nri_inversion_create(s.sampler, &o, s.v, &s.inv, &step) == NRI_OK);
     return s;

@@ -51,7 +51,7 @@ create(const toy_form *f)
     toy_form copy = *f;
     nri_sampler *s;
     int step;
-    CHECK(nri_sampler_create(copy.E, copy.K, copy.timesteps, copy.steps, copy.inputs, &s, &step) == NRI_OK);
+    CHECK(nri_sampler_create(copy.E, copy.K, copy.timesteps, copy.steps, copy.inputs, NULL, &s, &step) == NRI_OK);
     CHECK(step == -1);
     memset(&copy, 0, sizeof(copy)); /* the sampler has its own */
     return s;
@@ -175,7 +175,7 @@ refuse(const toy_form *f, nri_status status, int at)
 {
     nri_sampler *s = (nri_sampler *)1;
     int step = 99;
-    CHECK(nri_sampler_create(f->E, f->K, f->timesteps, f->steps, f->inputs, &s, &step) == status);
+    CHECK(nri_sampler_create(f->E, f->K, f->timesteps, f->steps, f->inputs, NULL, &s, &step) == status);
     CHECK(step == at);
     CHECK(!s);
 }

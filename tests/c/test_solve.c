@@ -91,7 +91,7 @@ solve(const map *maps, int B, settings o)
     int64_t shape[2];
     nri_solve s;
     nri_space *v = make_space(maps, B, RINGS + 2 * (o.depth + 1));
-    nri_solve_slots slots = {RINGS, RINGS + o.depth + 1, BEST_F, BEST_R, SPARE, ORIGIN};
+    nri_solve_slots slots = {RINGS, RINGS + o.depth + 1, BEST_F, BEST_R, SPARE, ORIGIN, -1};
     CHECK(nri_solve_create(&s, v, o.solver, o.depth, o.max_nfe, o.tol, o.atol, slots) == NRI_OK);
     CHECK(v->ops->dots(v, ORIGIN, (nri_rows){ORIGIN, 1, 1}, s.scale) == NRI_OK);
     for (int b = 0; b < B; b++) {
@@ -385,7 +385,7 @@ check_skip(void)
     nri_solve s;
     nri_space *v = make_space(maps, 2, RINGS + 2);
     CHECK(nri_solve_create(&s, v, NRI_FIXED_POINT, 0, 2, 0, 0,
-                           (nri_solve_slots){RINGS, RINGS + 1, BEST_F, BEST_R, SPARE, ORIGIN})
+                           (nri_solve_slots){RINGS, RINGS + 1, BEST_F, BEST_R, SPARE, ORIGIN, -1})
           == NRI_OK);
     nri_solve_begin(&s, (bool[]){true, false});
     for (int i = 0; i < 2; i++) {

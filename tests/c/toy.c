@@ -293,7 +293,7 @@ toy_invert(const toy_form *f, const toy_network *net, const nri_options *o, cons
     int step;
     nri_tensor like = toy_tensor(NULL, NRI_FLOAT32, shape, p->B, p->D);
     memset(out, 0, sizeof(*out));
-    nri_status status = nri_sampler_create(f->E, f->K, f->timesteps, f->steps, f->inputs, &sampler, &step);
+    nri_status status = nri_sampler_create(f->E, f->K, f->timesteps, f->steps, f->inputs, NULL, &sampler, &step);
     if (status == NRI_OK) {
         out->limit = nri_inversion_max_evaluations(sampler, o);
         status = nri_space_create_host(&like, nri_inversion_slots(sampler, o), &v);
