@@ -43,7 +43,7 @@ const nri_options nri_default_options = {
     .tol = 1e-4,
     .atol = 0,
     .lam = 0.1,
-    .eta = 0.5,
+    .floor = 0.5,
     .extrapolation = 1,
     .predictor = true,
 };
@@ -234,7 +234,7 @@ valid_options(const nri_options *o)
     return o->max_nfe >= 1 && o->depth >= 0 && o->depth <= NRI_MAX_DEPTH && o->refine >= 0 && o->tol >= 0 && o->atol >= 0
            && isfinite(o->tol) && isfinite(o->atol) && o->extrapolation >= 0 && o->extrapolation <= 1 && o->prior >= 0
            && isfinite(o->prior) && o->lam >= 0 && isfinite(o->lam)
-           && ((o->eta > 0 && isfinite(o->eta)) || o->solver != NRI_NEWTON) && o->solver >= NRI_AUTO
+           && ((o->floor > 0 && isfinite(o->floor)) || o->solver != NRI_NEWTON) && o->solver >= NRI_AUTO
            && o->solver <= NRI_NEWTON;
 }
 
@@ -273,7 +273,7 @@ create_solves(nri_inversion *inv, const layout *l)
     nri_solve_slots step = {l->step_rings, l->step_rings + depth + 1, BEST_F, BEST_R, SPARE, STATE, l->newton};
     NRI_TRY(nri_solve_create(&inv->step, inv->v, o->solver, depth, o->max_nfe, o->tol, o->atol, step));
     inv->step.lam = o->lam;
-    inv->step.eta = o->eta;
+    inv->step.floor = o->floor;
     depth = target_depth(o);
     nri_solve_slots target = {l->target_rings, l->target_rings + depth + 1, TARGET_BEST_F, TARGET_BEST_R, SPARE, Z0, -1};
     return nri_solve_create(&inv->target, inv->v, NRI_ANDERSON, depth, o->refine + 1, o->tol, o->atol, target);

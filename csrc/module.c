@@ -563,8 +563,8 @@ check_options(const nri_options *o)
     if (!(o->lam >= 0) || !isfinite(o->lam)) {
         return refuse_number("lam", "a finite number of at least 0", o->lam);
     }
-    if (!(o->eta > 0) || !isfinite(o->eta)) {
-        return refuse_number("eta", "a finite number above 0", o->eta);
+    if (!(o->floor > 0) || !isfinite(o->floor)) {
+        return refuse_number("floor", "a finite number above 0", o->floor);
     }
     if (!(o->extrapolation >= 0 && o->extrapolation <= 1)) {
         return refuse_number("extrapolation", "in 0..1", o->extrapolation);
@@ -594,7 +594,7 @@ static int
 read_options(PyObject *args, PyObject *kwargs, tensors *given, nri_options *o)
 {
     static char *names[] = {"sampler",       "target",    "noises", "guess",      "solver", "noise", "max_nfe",
-                            "depth",         "tol",       "atol",   "refine",     "prior",  "lam",   "eta",
+                            "depth",         "tol",       "atol",   "refine",     "prior",  "lam",   "floor",
                             "extrapolation", "predictor", "verify", "trajectory", NULL};
     const char *solver = "auto", *noise = "record";
     int predictor, verify = 0, trajectory = 0;
@@ -603,7 +603,7 @@ read_options(PyObject *args, PyObject *kwargs, tensors *given, nri_options *o)
     predictor = o->predictor;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$OOssiiddiddddppp:Inversion", names, &given->sampler, &given->target,
                                      &given->noises, &given->guess, &solver, &noise, &o->max_nfe, &o->depth, &o->tol,
-                                     &o->atol, &o->refine, &o->prior, &o->lam, &o->eta, &o->extrapolation, &predictor,
+                                     &o->atol, &o->refine, &o->prior, &o->lam, &o->floor, &o->extrapolation, &predictor,
                                      &verify, &trajectory)) {
         return -1;
     }
@@ -982,7 +982,7 @@ static PyType_Slot inversion_slots[] = {
     {Py_tp_doc,
      "Inversion(sampler, target, *, noises=None, guess=None, solver='auto', noise='record', max_nfe=3, depth=5, "
      "tol=0.0001,\n"
-     "          atol=0.0, refine=0, prior=0.0, lam=0.1, eta=0.5, extrapolation=1.0, predictor=True, verify=False,\n"
+     "          atol=0.0, refine=0, prior=0.0, lam=0.1, floor=0.5, extrapolation=1.0, predictor=True, verify=False,\n"
      "          trajectory=False)\n--\n\n"
      "Find the noise z_T from which `sampler` draws `target` [B, ...], a torch tensor or a NumPy array, in float32.\n\n"
      "The network is yours:\n\n"
@@ -996,7 +996,7 @@ static PyType_Slot inversion_slots[] = {
      "tol: a step ends at |f(z) - z| <= tol |z|.  atol: or at a root mean square of atol.\n"
      "refine: rounds of defect correction for samplers that remember older network outputs; each measures the error.\n"
      "prior: weight of Lavrentiev's regularisation towards the first guess, at least 0; residuals stay |f(z) - z|.\n"
-     "lam, eta: of 'newton', weight of the forward process and floor of the gradient.\n"
+     "lam, floor: of 'newton', weight of the forward process and floor of the gradient.\n"
      "extrapolation: how far outputs not yet known are extrapolated, 0..1.  predictor: first guess of a step from the\n"
      "network output before it.  verify: end with a forward run that measures the error.  trajectory: keep all states.\n\n"
      "Raises ValueError for options out of range, for tensors unlike the target, and if a step cannot be inverted."},

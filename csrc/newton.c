@@ -1,7 +1,7 @@
 /*
 Scalar Newton-Raphson on z = f(z), regularised by the forward process.
 
-    F(z) = |z - f(z)|_1 + lam D w rms(z - mu)        z_i <- z_i - (F / D) / (sign(g_i) max(|g_i|, eta))        g = dF/dz
+    F(z) = |z - f(z)|_1 + lam D w rms(z - mu)        z_i <- z_i - (F / D) / (sign(g_i) max(|g_i|, floor))        g = dF/dz
 
 mu = s_{j+1} / A is the mean of the forward process over the step, w the inverse of its variance 1 - 1 / A^2 where the
 step scales its state (DDIM and its kin), 1 where it does not (Euler, flow matching).  All terms are means over the elements,
@@ -154,7 +154,7 @@ turn(nri_solve *s, int z, double slope)
         NRI_TRY(ops->copy(s->v, product, s->slot.origin, s->failed));
     }
     NRI_TRY(ops->combine(s->v, s->slot.spare, (nri_rows){first, 4, 1}, s->coef));
-    NRI_TRY(ops->sign(s->v, s->slot.spare, s->slot.spare, s->eta));
+    NRI_TRY(ops->sign(s->v, s->slot.spare, s->slot.spare, s->floor));
     NRI_TRY(ops->copy(s->v, first + NRI_NEWTON_DIRECTION, s->slot.spare, s->wants));
     return give_results(s, z);
 }

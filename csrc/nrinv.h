@@ -91,7 +91,7 @@ typedef struct {
     int depth, max_nfe;
     double tol, atol;
     bool type_one;       /* the second evaluation is mixed by Anderson's type I */
-    double lam, eta, weight; /* NRI_NEWTON: lam and w of F, floor of |g| */
+    double lam, floor, weight; /* NRI_NEWTON: lam and w of F, floor of |g| */
     nri_solve_slots slot;
     int k;               /* evaluations since begin */
     nri_reason *reason;  /* [B] */
@@ -157,7 +157,7 @@ typedef struct {
     int refine;           /* rounds of defect correction after the first sweep, >= 0 */
     double tol, atol;     /* stop at |r| <= tol |s|, or at rms(r) <= atol */
     double prior;         /* weight of Lavrentiev's regularisation towards the first guess, >= 0; 0: none */
-    double lam, eta;      /* NRI_NEWTON: weight of the forward process in F, >= 0; floor of |g|, > 0 */
+    double lam, floor;      /* NRI_NEWTON: weight of the forward process in F, >= 0; floor of |g|, > 0 */
     double extrapolation; /* rho: how far unknown network outputs of a multistep sampler are extrapolated, 0..1 */
     bool predictor;       /* first guess from the network output of the step before; else the state itself */
     bool guess;           /* the first step starts from nri_inversion_guess, which the caller loads */

@@ -52,7 +52,7 @@ class Inversion:
         refine: int = 0,
         prior: float = 0.0,
         lam: float = 0.1,
-        eta: float = 0.5,
+        floor: float = 0.5,
         extrapolation: float = 1.0,
         predictor: bool = True,
         verify: bool = False,

@@ -117,7 +117,7 @@ def invert(
     atol=0.0,
     depth=5,
     lam=0.1,
-    eta=0.5,
+    floor=0.5,
     extrapolation=1.0,
     predictor=True,
     seed=0,
@@ -134,7 +134,7 @@ def invert(
 
        solver: "auto", Anderson acceleration (`depth` vectors of memory) with the evaluations dealt out to the steps by what the
        scheduler's linear form tells; "anderson", the same number for every step; "fixed_point"; "newton", the scalar
-       Newton-Raphson of arXiv 2312.12540 (weight `lam` of its prior, floor `eta` of its gradient), which differentiates the
+       Newton-Raphson of arXiv 2312.12540 (weight `lam` of its prior, `floor` of its gradient), which differentiates the
        network: memory of a training step without weight gradients, each product with the Jacobian counted as an evaluation.
        max_nfe: network evaluations a step, on average; default 4 up to 8 steps, 3 beyond, 1 where the scheduler needs `refine`.
        predictor: start each step from the step before, the first one from a natural noisy image drawn with `seed`; other seeds
@@ -186,7 +186,7 @@ def invert(
         refine=refine,
         prior=prior,
         lam=lam,
-        eta=eta,
+        floor=floor,
         extrapolation=extrapolation,
         predictor=predictor,
         trajectory=return_trajectory or replay,
