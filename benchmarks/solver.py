@@ -56,9 +56,14 @@ DIRECTIONS, SLOPE = 24, 4.0
 OFF = 0.5
 ROUNDING = {"none": 0.0, "fp16": 2.0**-11, "bf16": 2.0**-8}
 KAPPAS = {"contractive": (0.1, 0.3, 0.6, 0.85, 0.92, 1.0), "expansive": (0.3, 0.6, 0.85)}
-# Options of nrinv.Inversion; depth as nrinv.invert chooses it.
-OURS = {"nrinv anderson": {"solver": "anderson"}}
-REFERENCES = ("nrinv auto", "nrinv anderson")
+# Options of nrinv.Inversion; `newton` is the paper's method, its gradient passes counted as evaluations.
+OURS = {
+    "nrinv auto": {},
+    "nrinv anderson": {"solver": "anderson"},
+    "nrinv newton": {"solver": "newton"},
+    "nrinv newton, lam 0": {"solver": "newton", "lam": 0.0},
+}
+REFERENCE = "nrinv auto"
 
 SHOWN, CHECKED = (2, 4, 8), (2, 3, 4, 6, 8)
 MARGIN, CONVERGED = 0.1, -3.0
@@ -161,14 +166,15 @@ def run_peer(method, problem, nfe):
 
 def run_nrinv(options, problem, nfe):
     """The answer of nrinv.Inversion on a sampler of this one step and what it used, on average."""
-    sampler = nrinv.Sampler([1.0], [[1.0, problem.b]], [1.0])
-    options = {"depth": 3 if nfe <= 8 else 5, **options}
+    sigma, kappa = problem.case.sigma, problem.case.kappa
+    levels = [[1.0, sigma], [1.0, sigma * (1 - kappa)]]
+    sampler = nrinv.Sampler([1.0], [[1.0, problem.b]], [1.0], levels)
     inversion = nrinv.Inversion(sampler, problem.state, max_nfe=nfe, tol=0, predictor=False, **options)
     pullback = None
     while request := inversion.next():
-        if getattr(request, "cotangent", None) is not None:
+        if request.cotangent is not None:
             inversion.feed(pullback(request.cotangent)[0])
-        elif getattr(request, "wants_gradient", False):
+        elif request.wants_gradient:
             output, pullback = torch.func.vjp(lambda z, scale=request.scale: problem.network(scale * z), request.sample)
             inversion.feed(output)
         else:
@@ -294,10 +300,8 @@ def cell(values):
 
 def violations(rows):
     """(case, nfe, method, decades by which it is ahead) wherever the reference is not the best, or does not converge."""
-    names = {row["method"] for row in rows}
-    ours = next(name for name in REFERENCES if name in names)
     for case, members in grouped(rows, case_of).items():
-        reference = next(row for row in members if row["method"] == ours)
+        reference = next(row for row in members if row["method"] == REFERENCE)
         own, start = reached(reference), reference["log10_start"]
         for row, nfe in itertools.product(members, BUDGETS):
             other = reached(row)[nfe]

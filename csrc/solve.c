@@ -223,7 +223,7 @@ mix(nri_solve *s, int64_t b, int count)
         /* z_1 = f_0, so that z_1 - z_0 = r_0: gamma = <r_0, r_1> / <r_0, r_1 - r_0> */
         int p = index[0];
         double gamma = gram[p * n + q] / (gram[p * n + q] - gram[p * n + p]);
-        if (fabs(gamma) <= LARGEST) {
+        if (gram[p * n + q] > 0 && fabs(gamma) <= LARGEST) { /* not where the residual has turned round */
             coef[p] = gamma;
             coef[q] = 1 - gamma;
             return;

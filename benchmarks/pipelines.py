@@ -1,0 +1,562 @@
+"""Inversion of real images through the stock pipeline: error, naturalness and cost, for nrinv and published methods.
+
+The embedded models have not seen the images: of "heldout_pair" they know the concept and the style, of "heldout_concept"
+not the concept.  Every method runs through the same stock pipeline, which then draws the image again from its noise.
+
+    NFE             network evaluations per image in all; products with the Jacobian count as one each
+    PSNR, SSIM      of the redraw against the VAE's own round trip (what the sampler is answerable for) and the image
+    ceiling         PSNR of the VAE's round trip against the image
+    norm            |z_T| / sqrt(D), 1 for natural noise
+    kurtosis, autocorrelation   mean |z-score| of the noise's excess kurtosis and of its neighbours' correlation
+    step noise      rms of the noises a stochastic scheduler draws, as far as it uses them; 1 if natural
+    seconds         per image, and relative to the naive method of the case
+
+Peers start from the state, as their papers do.  If a method's answer is not finite for some image, it has no PSNR.
+
+    python benchmarks/pipelines.py                              # all cases; writes results/pipelines.json and plots
+    python benchmarks/pipelines.py --quick --case turbo         # few images, few methods, one model
+    python benchmarks/pipelines.py --model DIR_OR_ID --images FOLDER --steps 20 --guidance 3 --out mine.json
+"""
+
+import argparse
+import json
+import logging
+import os
+import platform
+import sys
+import time
+import warnings
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import diffusers
+import matplotlib
+
+matplotlib.use("Agg")
+import numpy as np
+import torch
+from matplotlib import pyplot
+from peers import METHODS, PeerInversion
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from skimage.metrics import structural_similarity
+
+import nrinv
+from nrinv.latents import psnr
+
+RESULTS = Path(__file__).parent / "results"
+SUFFIXES = (".png", ".jpg", ".jpeg")
+FEW_STEPS = 8
+# Images of each split, by the number of steps they can be afforded for.
+COUNTS = {8: {"heldout_pair": 20, "heldout_concept": 10}, 20: {"heldout_pair": 5, "heldout_concept": 3}}
+FEWEST = {"heldout_pair": 4, "heldout_concept": 2}
+PRIORS = (0.0, 0.03, 0.1, 0.3, 1.0)
+BUDGETS = (8, 12, 20)
+CHECKED = ("turbo Euler 4", "base Euler 4")
+STYLES = ("noto style", "fluent style")
+QUICK = ("naive", "fixed point x2", "AIDI Anderson x2", "AIDI Anderson x5", "nrinv x2", "nrinv x4", "nrinv absorb x4")
+QUICK = (*QUICK, "nrinv (default)")
+
+
+@dataclass(frozen=True)
+class Method:
+    """How to call `nrinv.invert`, and the method of peers.py to put in the place of nrinv's own, if it is one."""
+
+    family: str
+    options: dict
+    peer: str | None = None
+    pareto: bool = False
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model under one scheduler; scheduler None is the model's own."""
+
+    name: str
+    model: str
+    scheduler: str | None
+    steps: int
+    guidance: float
+    config: dict = field(default_factory=dict)
+
+    @property
+    def pareto(self):
+        return self.name in CHECKED
+
+
+TRAILING = {"timestep_spacing": "trailing"}
+CASES = [
+    Case("turbo Euler 4", "turbo", "EulerDiscreteScheduler", 4, 1.0, TRAILING),
+    Case("base Euler 4", "base", "EulerDiscreteScheduler", 4, 1.0, TRAILING),
+    Case("turbo ancestral 4", "turbo", "EulerAncestralDiscreteScheduler", 4, 1.0, TRAILING),
+    Case("turbo LCM 4", "turbo", "LCMScheduler", 4, 1.0, {"original_inference_steps": 50}),
+    *(
+        Case(f"base {name} {steps} guidance {guidance:g}", "base", scheduler, steps, guidance)
+        for name, scheduler, steps in (
+            ("DDIM", "DDIMScheduler", 20),
+            ("DPM++", "DPMSolverMultistepScheduler", 20),
+            ("DDIM", "DDIMScheduler", 50),
+        )
+        for guidance in (1.0, 3.0)
+    ),
+]
+
+
+def peers(name, *budgets):
+    return {f"{name} x{n}": Method(name, {"max_nfe": n}, name) for n in budgets}
+
+
+def ours(label, *budgets, **options):
+    return {f"{label} x{n}": Method(label, {"max_nfe": n, **options}) for n in budgets}
+
+
+NAIVE = {"naive": Method("naive", {"max_nfe": 1}, "fixed point")}
+DEFAULT = {"nrinv (default)": Method("nrinv", {})}
+# Two iterations of the paper's method: an evaluation and a gradient each, and the last evaluation.
+NEWTON = {"scalar Newton": Method("scalar Newton", {"solver": "newton", "predictor": False, "max_nfe": 5})}
+FEW = {
+    **NAIVE,
+    **peers("fixed point", 2, 3, 5, 10),
+    **peers("AIDI-E", 2, 3, 5),
+    **peers("AIDI Anderson", 2, 3, 4, 5, 8),
+    **peers("ReNoise", 3, 5, 10),
+    **peers("sign step", 2),
+    **peers("ExactDPM", 55),
+    **peers("Broyden", 2, 4),
+    **NEWTON,
+    **ours("nrinv", 2, 3, 4, 5, 8),
+    **ours("nrinv anderson", 2, 3, 4, solver="anderson"),
+    **ours("nrinv, no predictor", 4, predictor=False),
+}
+STOCHASTIC = {
+    **NAIVE,
+    **peers("fixed point", 2, 5),
+    **peers("AIDI Anderson", 6),
+    **peers("sign step", 2),
+    **ours("nrinv", 2, 3, 4),
+    **ours("nrinv absorb", 2, 3, 4, noise="absorb"),
+}
+LONG = {
+    **NAIVE,
+    **peers("fixed point", 2),
+    **peers("AIDI-E", 2),
+    **peers("AIDI Anderson", 2, 3),
+    **peers("ReNoise", 3),
+    **peers("sign step", 2),
+    **peers("Broyden", 2),
+    **NEWTON,
+    **DEFAULT,
+    **ours("nrinv", 1, 2),
+    **ours("nrinv anderson", 2, 3, solver="anderson"),
+}
+# Published budgets and ablations; on longer samplers they would take most of the time.
+LONG_ONLY = {
+    **peers("AIDI Anderson", 5),
+    **peers("ReNoise", 10),
+    **peers("Broyden", 4),
+    **ours("nrinv, no predictor", 3, predictor=False),
+}
+MULTISTEP = {**NAIVE, **DEFAULT, "nrinv, refine 1": Method("nrinv", {"refine": 1})}
+PARETO = {
+    f"nrinv x4, {'' if predictor else 'no predictor, '}prior {prior:g}": Method(
+        "nrinv" if predictor else "nrinv, no predictor",
+        {"max_nfe": 4, "prior": prior, "predictor": predictor},
+        pareto=True,
+    )
+    for predictor in (True, False)
+    for prior in PRIORS
+}
+
+
+def methods_of(case, sampler, quick):
+    """The methods that are worth comparing on a sampler, by name."""
+    if sampler.num_noises:
+        methods = STOCHASTIC
+    elif not sampler.first_order:
+        methods = MULTISTEP
+    elif case.steps <= FEW_STEPS:
+        methods = {**FEW, **(PARETO if case.pareto else {})}
+    else:
+        methods = LONG if case.steps > 20 else {**LONG, **LONG_ONLY}
+    return {name: method for name, method in methods.items() if not quick or name in QUICK}
+
+
+class Peer(PeerInversion):
+    def result(self):
+        return SimpleNamespace(**{"noises": None, **super().result()._asdict()})
+
+
+def in_place(method):
+    """A context in which InverseScheduler runs a method of peers.py."""
+    if method.peer is None:
+        return nullcontext()
+
+    def start(scheduler, target, noises, **_):
+        return Peer(scheduler.sampler, target, METHODS[method.peer], method.options["max_nfe"], noises=noises)
+
+    return mock.patch.object(nrinv.InverseScheduler, "_open", start)
+
+
+@dataclass
+class Work:
+    """A case with all that its methods have in common."""
+
+    case: Case
+    pipe: object
+    captions: list
+    splits: np.ndarray
+    pixels: torch.Tensor
+
+    def __post_init__(self):
+        if self.case.scheduler:
+            cls = getattr(diffusers, self.case.scheduler)
+            self.pipe.scheduler = cls.from_config(self.pipe.scheduler.config, **self.case.config)
+        self.latents = nrinv.encode(self.pipe, self.pixels)
+        self.round_trip = nrinv.decode(self.pipe, self.latents).cpu()
+        self.sampler = nrinv.read_sampler(self.pipe.scheduler, self.case.steps)
+        self.arguments = {"num_inference_steps": self.case.steps, "guidance_scale": self.case.guidance}
+
+    def invert(self, method, count=None):
+        """The inversion of the first `count` images, and how long it took."""
+        options, latents = dict(method.options), self.latents[:count]
+        if method.peer:
+            options["predictor"] = False  # the pipeline is to begin at the state
+        if self.sampler.num_noises:
+            options["generator"] = torch.Generator().manual_seed(0)
+        with in_place(method):
+            start = time.perf_counter()
+            inv = nrinv.invert(self.pipe, latents, self.captions[:count], **self.arguments, **options)
+            return inv, time.perf_counter() - start
+
+    def draw(self, inv, prompt=None):
+        return nrinv.generate(self.pipe, inv, prompt, output_type="pt").images.float().cpu()
+
+
+def ssim(a, b):
+    pairs = zip(a.numpy(), b.numpy(), strict=True)
+    return np.array([structural_similarity(x, y, channel_axis=0, data_range=1) for x, y in pairs])
+
+
+def step_noise(work, inv):
+    """[B]: rms of the noises that have a weight in some step."""
+    used = work.sampler.steps[:, 2 * len(work.sampler) :].any(0)
+    noises = [noise for noise, counts in zip(inv.noises or [], used, strict=True) if counts]
+    return torch.stack(noises).transpose(0, 1).flatten(1).square().mean(1).sqrt().cpu().numpy() if noises else None
+
+
+def figures(work, method):
+    """{figure: one number for each image}."""
+    inv, seconds = work.invert(method)
+    drawn, count = work.draw(inv), len(work.captions)
+    stats = inv.stats
+    found = {
+        "nfe": np.asarray(inv.nfe),
+        "psnr_vae": np.array(psnr(drawn, work.round_trip)),
+        "psnr_image": np.array(psnr(drawn, work.pixels)),
+        "ceiling": np.array(psnr(work.round_trip, work.pixels)),
+        "ssim_vae": ssim(drawn, work.round_trip),
+        "ssim_image": ssim(drawn, work.pixels),
+        "norm": stats["norm"][0],
+        "kurtosis_z": np.abs(stats["excess_kurtosis"][1]),
+        "autocorrelation_z": np.abs(stats["autocorrelation"][1]),
+        "seconds": np.full(count, seconds / count),
+    }
+    noise = step_noise(work, inv)
+    return found if noise is None else {**found, "step_noise": noise}
+
+
+def mean(values):
+    return round(float(np.mean(values)), 4) if np.isfinite(values).all() else None
+
+
+def rows_of(work, name, method):
+    """A row for each split."""
+    found, case = figures(work, method), work.case
+    for split in dict.fromkeys(work.splits):
+        own = {key: values[work.splits == split] for key, values in found.items()}
+        head = {"case": case.name, "model": case.model, "scheduler": type(work.pipe.scheduler).__name__}
+        yield {
+            **head,
+            **work.arguments,
+            "split": split,
+            "images": int((work.splits == split).sum()),
+            "method": name,
+            "family": method.family,
+            **({"pareto": True} if method.pareto else {}),
+            **{key: mean(values) for key, values in own.items()},
+            "psnr_vae_worst": round(float(own["psnr_vae"].min()), 4) if np.isfinite(own["psnr_vae"]).all() else None,
+            "diverged": int((~np.isfinite(own["psnr_vae"])).sum()),
+        }
+
+
+def measure(work, quick):
+    """All rows of a case; the first method is the naive one."""
+    methods = methods_of(work.case, work.sampler, quick)
+    work.invert(NAIVE["naive"], 2)  # the first call of a process is slower
+    rows = [row for name, method in methods.items() for row in rows_of(work, name, method)]
+    for row in rows:
+        row["seconds_ratio"] = round(row["seconds"] / rows[0]["seconds"], 2)
+    return rows
+
+
+def demo_work(case, quick):
+    counts = FEWEST if quick or case.steps > max(COUNTS) else COUNTS[min(n for n in COUNTS if n >= case.steps)]
+    records = [one for split, count in counts.items() for one in nrinv.demo_images(split)[:count]]
+    captions, splits = [one.caption for one in records], np.array([one.split for one in records])
+    return Work(case, nrinv.demo_pipeline(case.model), captions, splits, to_pixels([one.image for one in records]))
+
+
+def to_pixels(images):
+    arrays = np.stack([np.asarray(image) for image in images]).astype(np.float32) / 255
+    return torch.from_numpy(arrays).permute(0, 3, 1, 2).contiguous()
+
+
+def own_work(arguments):
+    """The case of --model, --images."""
+    pipe = diffusers.DiffusionPipeline.from_pretrained(arguments.model)
+    pipe.set_progress_bar_config(disable=True)
+    paths = sorted(path for path in arguments.images.iterdir() if path.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise SystemExit(f"--images: {arguments.images} holds no {', '.join(SUFFIXES)}")
+    paths = paths[:4] if arguments.quick else paths
+    file = arguments.images / "captions.json"
+    named = json.loads(file.read_text()) if file.exists() else {}
+    captions = [named.get(path.name, path.stem.replace("_", " ")) for path in paths]
+    images = [Image.open(path).convert("RGB") for path in paths]
+    size = arguments.size or min(min(image.size) for image in images) // 8 * 8
+    name = f"{Path(arguments.model).name} {arguments.steps} guidance {arguments.guidance:g}"
+    case = Case(name, Path(arguments.model).name, None, arguments.steps, arguments.guidance)
+    pixels = to_pixels([image.resize((size, size), Image.Resampling.LANCZOS) for image in images])
+    return Work(case, pipe, captions, np.array([arguments.images.name] * len(paths)), pixels)
+
+
+COLUMNS = {
+    "nfe": ".1f",
+    "psnr_vae": ".2f",
+    "psnr_vae_worst": ".2f",
+    "psnr_image": ".2f",
+    "ssim_vae": ".3f",
+    "ssim_image": ".3f",
+    "norm": ".3f",
+    "kurtosis_z": ".1f",
+    "autocorrelation_z": ".1f",
+    "step_noise": ".3f",
+    "seconds": ".3f",
+    "seconds_ratio": ".1f",
+}
+
+
+def show(rows):
+    """A table for each split of a case."""
+    for split in dict.fromkeys(row["split"] for row in rows):
+        own = [row for row in rows if row["split"] == split]
+        columns = [name for name in COLUMNS if name in own[0]]
+        title = f"{own[0]['case']}, {own[0]['images']} x {split}, VAE ceiling {own[0]['ceiling']:.2f} dB"
+        table = Table("method", *(name.replace("_", " ").replace("autocorrelation", "autocorr.") for name in columns))
+        table.title = title
+        for row in own:
+            cells = ("div." if row[name] is None else format(row[name], COLUMNS[name]) for name in columns)
+            table.add_row(row["method"], *cells)
+        Console(width=165).print(table)
+
+
+def violations(rows):
+    """(case, split, budget, method's row, nrinv's) where a published method is ahead with noise no less natural."""
+    rows = [row for row in rows if row["case"] in CHECKED and not row.get("pareto") and row["psnr_vae"] is not None]
+    for case, split in dict.fromkeys((row["case"], row["split"]) for row in rows):
+        for budget in BUDGETS:
+            own = [r for r in rows if (r["case"], r["split"]) == (case, split) and r["nfe"] <= budget + 0.01]
+            reference = max((r for r in own if r["family"] == "nrinv"), key=lambda r: r["nfe"], default=None)
+            for row in own:
+                if reference is None or row["family"].startswith("nrinv") or row["psnr_vae"] <= reference["psnr_vae"]:
+                    continue
+                if abs(row["norm"] - 1) <= abs(reference["norm"] - 1):
+                    yield case, split, budget, row, reference
+
+
+def show_violations(found):
+    table = Table("case", "split", "NFE <=", "method", "PSNR", "norm", "nrinv", "PSNR", "norm", title="Ahead of nrinv")
+    for case, split, budget, *pair in found:
+        cells = [text for row in pair for text in (row["method"], f"{row['psnr_vae']:.2f}", f"{row['norm']:.3f}")]
+        table.add_row(case, split, str(budget), *cells)
+    Console(width=150).print(table if found else "no published method is ahead of nrinv's at the budgets checked")
+
+
+def plot_few_step(rows, path):
+    """PSNR against NFE: a panel for each few-step case, a line for each method."""
+    rows = [r for r in rows if not r.get("pareto") and r["num_inference_steps"] <= FEW_STEPS and r["psnr_vae"] is not None]
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+    if not cases:
+        return
+    families = list(dict.fromkeys(row["family"] for row in rows))
+    figure, axes = pyplot.subplots(1, len(cases), figsize=(3.4 * len(cases), 4), squeeze=False)
+    for axis, case in zip(axes[0], cases, strict=True):
+        own = [row for row in rows if row["case"] == case]
+        own = [row for row in own if row["split"] == own[0]["split"]]
+        for i, family in enumerate(families):
+            points = sorted((row["nfe"], row["psnr_vae"]) for row in own if row["family"] == family)
+            ours = family.startswith("nrinv")
+            look = {"lw": 2.2 if ours else 0.9, "marker": "o" if ours else "s", "ms": 4 if ours else 3}
+            axis.plot(
+                *zip(*points or [(np.nan, np.nan)], strict=True),
+                label=family,
+                color=f"C{i % 10}",
+                ls="-" if i < 10 else "--",
+                **look,
+            )
+        axis.set_xscale("log")
+        axis.set_xticks([4, 8, 16, 32, 64, 220], [4, 8, 16, 32, 64, 220])
+        axis.minorticks_off()
+        axis.set_title(f"{case}, {own[0]['split']}", fontsize=8)
+        axis.set_xlabel("network evaluations per image", fontsize=8)
+    axes[0, 0].set_ylabel("PSNR against the VAE's round trip, dB", fontsize=8)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="lower center", ncol=7, fontsize=7)
+    figure.tight_layout(rect=(0, 0.13, 1, 1))
+    figure.savefig(path, dpi=80)
+
+
+def plot_pareto(rows, path):
+    """Reconstruction against naturalness as the prior's weight grows, with the other methods for comparison."""
+    cases = list(dict.fromkeys(row["case"] for row in rows if row.get("pareto")))
+    if not cases:
+        return
+    figure, axes = pyplot.subplots(2, len(cases), figsize=(4.6 * len(cases), 7), squeeze=False)
+    for column, case in zip(axes.T, cases, strict=True):
+        own = [row for row in rows if row["case"] == case and row["psnr_vae"] is not None]
+        own = [row for row in own if row["split"] == own[0]["split"]]
+        for axis, off in zip(column, (lambda r: r["kurtosis_z"], lambda r: abs(r["norm"] - 1)), strict=True):
+            draw_pareto(axis, own, off)
+        column[0].set_title(f"{case}, {own[0]['split']}", fontsize=8)
+    for axis, label in zip(axes[:, 0], ("|z-score| of the excess kurtosis", "|norm - 1|"), strict=True):
+        axis.set_ylabel(label, fontsize=8)
+    axes[0, 0].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=80)
+
+
+def draw_pareto(axis, rows, off):
+    for family, color in (("nrinv", "C0"), ("nrinv, no predictor", "C1")):
+        points = [row for row in rows if row.get("pareto") and row["family"] == family]
+        axis.plot(
+            [r["psnr_vae"] for r in points], [off(r) for r in points], "o-", color=color, label=f"{family}, x4, priors"
+        )
+        for row in points:
+            axis.annotate(row["method"].split()[-1], (row["psnr_vae"], off(row)), fontsize=6)
+    others = [row for row in rows if not row["family"].startswith("nrinv")]
+    axis.plot([r["psnr_vae"] for r in others], [off(r) for r in others], "kx", ms=4, label="published methods, all budgets")
+    for row in others:
+        axis.annotate(row["method"], (row["psnr_vae"], off(row)), fontsize=5, color="0.4")
+    axis.set_yscale("log")
+    axis.set_xlabel("PSNR against the VAE's round trip, dB", fontsize=8)
+
+
+def other_style(caption):
+    before, after = STYLES if caption.endswith(STYLES[0]) else STYLES[::-1]
+    return caption.removesuffix(before) + after
+
+
+def edits(work, path, count=6):
+    """Edits to the other style: a sheet of them, and a row of how much of the source they keep."""
+    prompts = [other_style(caption) for caption in work.captions[:count]]
+    source = work.pixels[:count]
+    inv, naive = (work.invert(method, count)[0] for method in (Method("nrinv", {}), NAIVE["naive"]))
+    edit, naive_edit = work.draw(inv, prompts), work.draw(naive, prompts)
+    columns = {"source": source, "reconstruction": work.draw(inv), "edit": edit, "naive's edit": naive_edit}
+    figure, axes = pyplot.subplots(
+        len(source), len(columns), figsize=(1.5 * len(columns), 1.5 * len(source) + 0.3), squeeze=False
+    )
+    for j, (title, images) in enumerate(columns.items()):
+        axes[0, j].set_title(title, fontsize=8)
+        for axis, image in zip(axes[:, j], images, strict=True):
+            axis.imshow(image.clamp(0, 1).permute(1, 2, 0).numpy(), interpolation="nearest")
+            axis.axis("off")
+    for axis, prompt in zip(axes[:, 2], prompts, strict=True):
+        axis.text(0.5, -0.02, prompt, fontsize=5, ha="center", va="top", transform=axis.transAxes)
+    figure.tight_layout()
+    figure.savefig(path, dpi=90)
+    kept = {"ssim_edit": mean(ssim(edit, source)), "ssim_edit_naive": mean(ssim(naive_edit, source))}
+    return {"case": work.case.name, "split": str(work.splits[0]), "images": len(source), "edit": True, **kept}
+
+
+def cpu():
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def machine():
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "diffusers": diffusers.__version__}
+    return {**versions, "cpu": cpu(), "threads": torch.get_num_threads()}
+
+
+def write(rows, path):
+    # A line for each row: indented, it would take several times the space.
+    head = {"command": " ".join(["python benchmarks/pipelines.py", *sys.argv[1:]]), "machine": machine()}
+    lines = ",\n".join(json.dumps(row, allow_nan=False) for row in rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f'{json.dumps(head)[:-1]}, "rows": [\n{lines}\n]}}\n')
+
+
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="few images, few methods")
+    parser.add_argument("--case", default="", help="only the cases with this in their names")
+    parser.add_argument("--check", action="store_true", help="exit with 1 if a published method is ahead on 4 Euler steps")
+    parser.add_argument("--out", type=Path, default=RESULTS / "pipelines.json", help="the plots go beside it")
+    parser.add_argument("--model", help="a diffusers pipeline instead of the embedded ones: a folder or an id")
+    parser.add_argument("--images", type=Path, help="its images; captions in captions.json {file: caption} or file names")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--guidance", type=float, default=1.0)
+    parser.add_argument("--size", type=int, help="pixels the images are resized to; default the shortest side of all")
+    arguments = parser.parse_args()
+    if bool(arguments.model) != bool(arguments.images):
+        parser.error("--model and --images go together")
+    return arguments
+
+
+def works(arguments):
+    if arguments.model:
+        yield own_work(arguments)
+        return
+    for case in CASES:
+        if arguments.case in case.name:
+            yield demo_work(case, arguments.quick)
+
+
+def main():
+    arguments = parse()
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(1)
+    rows, edited, start = [], [], time.perf_counter()
+    folder = arguments.out.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    for work in works(arguments):
+        found = measure(work, arguments.quick)
+        show(found)
+        rows += found
+        if work.case.name == CHECKED[0]:
+            edited.append(edits(work, folder / "edits.png"))
+            print("edits, SSIM to the source: nrinv {ssim_edit}, naive {ssim_edit_naive}".format(**edited[0]))
+        print(f"{time.perf_counter() - start:.0f} s", flush=True)
+    write(rows + edited, arguments.out)
+    plot_few_step(rows, folder / "few_step.png")
+    plot_pareto(rows, folder / "pareto.png")
+    if not arguments.check:
+        return 0
+    ahead = list(violations(rows))
+    show_violations(ahead)
+    return 1 if ahead else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
