@@ -54,7 +54,7 @@ RESULTS = Path(__file__).parent / "results"
 SUFFIXES = (".png", ".jpg", ".jpeg")
 FEW_STEPS = 8
 # Images of each split, by the number of steps they can be afforded for.
-COUNTS = {8: {"heldout_pair": 20, "heldout_concept": 10}, 20: {"heldout_pair": 5, "heldout_concept": 3}}
+COUNTS = {8: {"heldout_pair": 16, "heldout_concept": 8}, 20: {"heldout_pair": 5, "heldout_concept": 3}}
 FEWEST = {"heldout_pair": 4, "heldout_concept": 2}
 PRIORS = (0.0, 0.03, 0.1, 0.3, 1.0)
 BUDGETS = (8, 12, 20)
@@ -123,9 +123,9 @@ NEWTON = {"scalar Newton": Method("scalar Newton", {"solver": "newton", "predict
 FEW = {
     **NAIVE,
     **peers("fixed point", 2, 3, 5, 10),
-    **peers("AIDI-E", 2, 3, 5),
+    **peers("AIDI-E", 2, 4),
     **peers("AIDI Anderson", 2, 3, 4, 5, 8),
-    **peers("ReNoise", 3, 5, 10),
+    **peers("ReNoise", 3, 10),
     **peers("sign step", 2),
     **peers("ExactDPM", 55),
     **peers("Broyden", 2, 4),
@@ -146,20 +146,18 @@ LONG = {
     **NAIVE,
     **peers("fixed point", 2),
     **peers("AIDI-E", 2),
-    **peers("AIDI Anderson", 2, 3),
-    **peers("ReNoise", 3),
+    **peers("AIDI Anderson", 2),
     **peers("sign step", 2),
+    **ours("nrinv", 1, 2),
+    **DEFAULT,
+}
+# On yet longer samplers these would take most of the time.
+MORE = {
+    **peers("AIDI Anderson", 3, 5),
+    **peers("ReNoise", 3),
     **peers("Broyden", 2),
     **NEWTON,
-    **DEFAULT,
-    **ours("nrinv", 1, 2),
     **ours("nrinv anderson", 2, 3, solver="anderson"),
-}
-# Published budgets and ablations; on longer samplers they would take most of the time.
-LONG_ONLY = {
-    **peers("AIDI Anderson", 5),
-    **peers("ReNoise", 10),
-    **peers("Broyden", 4),
     **ours("nrinv, no predictor", 3, predictor=False),
 }
 MULTISTEP = {**NAIVE, **DEFAULT, "nrinv, refine 1": Method("nrinv", {"refine": 1})}
@@ -183,7 +181,7 @@ def methods_of(case, sampler, quick):
     elif case.steps <= FEW_STEPS:
         methods = {**FEW, **(PARETO if case.pareto else {})}
     else:
-        methods = LONG if case.steps > 20 else {**LONG, **LONG_ONLY}
+        methods = LONG if case.steps > 20 else {**LONG, **MORE}
     return {name: method for name, method in methods.items() if not quick or name in QUICK}
 
 

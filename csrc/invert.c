@@ -52,7 +52,7 @@ enum { TARGET_DEPTH = 10 };
 
 /* A step with kappa above SLOW hardly contracts; from STIFF on two evaluations are mixed by type I. */
 static const double SLOW = 0.75, STIFF = 0.8;
-/* What `auto` gives the first step, over max_nfe: where it alone is slow, and where all but it absorb. */
+/* What `auto` gives a slow step, and the first one where the others absorb, over max_nfe. */
 static const double SLOW_SHARE = 1.5, ABSORB_SHARE = 2;
 static const double RELAXATION = 2;
 
@@ -162,27 +162,34 @@ kappa(const nri_sampler *s, int j)
 }
 
 /*
-`auto`: the first step, which has no network output to start from, gets half as many again where it is slow and no other step
-is, twice as many where the others absorb; the others share the rest, the noisiest first.
+`auto`: a minority of slow steps gets half as many again each; where steps absorb, the first step, which alone is solved, gets
+twice as many.  The others share the rest, the noisiest first.
 */
 int
 nri_inversion_allowance(const nri_sampler *s, const nri_options *o, int j)
 {
-    int E = s->evaluations, budget = E * o->max_nfe, slow = 0, absorbing = 0;
-    if (o->solver != NRI_AUTO || !s->first_order || E == 1) {
+    int E = s->evaluations, slow = 0, absorbing = 0;
+    if (o->solver != NRI_AUTO || !s->first_order || o->max_nfe < 2) {
         return o->max_nfe;
     }
-    for (int i = 0; i < E - 1; i++) {
+    for (int i = 0; i < E; i++) {
         slow += kappa(s, i) > SLOW;
         absorbing += absorbing_noise(s, o, i) >= 0;
     }
-    double share = absorbing ? ABSORB_SHARE : kappa(s, E - 1) > SLOW && !slow ? SLOW_SHARE : 1;
-    int first = (int)ceil(share * o->max_nfe), rest;
-    if (first > budget - (E - 1)) {
-        first = budget - (E - 1);
+    bool few = slow && slow <= E / 4, own = absorbing ? j == E - 1 : kappa(s, j) > SLOW;
+    if (E == 1 || !(absorbing || few)) {
+        return o->max_nfe;
     }
-    rest = budget - first;
-    return j == E - 1 ? first : rest / (E - 1) + (j < rest % (E - 1));
+    int favoured = absorbing ? 1 : slow, rank = 0;
+    int more = (int)ceil((absorbing ? ABSORB_SHARE : SLOW_SHARE) * o->max_nfe);
+    int rest = E * o->max_nfe - favoured * more, sharing = E - favoured;
+    if (rest < sharing) { /* every step needs one */
+        return o->max_nfe;
+    }
+    for (int i = 0; i < j; i++) {
+        rank += absorbing || kappa(s, i) <= SLOW;
+    }
+    return own ? more : rest / sharing + (rank < rest % sharing);
 }
 
 /* A deeper ring than evaluations would never be filled. */
@@ -190,7 +197,10 @@ static int
 step_depth(const nri_sampler *s, const nri_options *o)
 {
     int depth = o->solver == NRI_FIXED_POINT || o->solver == NRI_NEWTON ? 0 : o->depth;
-    int longest = nri_inversion_allowance(s, o, s->evaluations - 1); /* the first step has the most */
+    int longest = 1;
+    for (int j = 0; j < s->evaluations; j++) {
+        longest = most(longest, nri_inversion_allowance(s, o, j));
+    }
     return depth < longest ? depth : longest - 1;
 }
 

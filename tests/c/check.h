@@ -20,6 +20,8 @@ void test_sampler(void);
 void test_anderson(void);
 void test_solve(void);
 void test_invert(void);
+void test_newton(void);
+void test_absorb(void);
 void test_memory(void);
 
 #endif

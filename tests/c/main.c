@@ -41,8 +41,8 @@ main(void)
         const char *name;
         void (*run)(void);
     } files[] = {
-        {"vec", test_vec},     {"sampler", test_sampler}, {"anderson", test_anderson},
-        {"solve", test_solve}, {"invert", test_invert},   {"memory", test_memory},
+        {"vec", test_vec},       {"sampler", test_sampler}, {"anderson", test_anderson}, {"solve", test_solve},
+        {"invert", test_invert}, {"newton", test_newton},   {"absorb", test_absorb},     {"memory", test_memory},
     };
     int all = 0, all_failures = 0;
     for (size_t i = 0; i < sizeof(files) / sizeof(*files); i++) {

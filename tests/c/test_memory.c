@@ -49,24 +49,20 @@ __wrap_free(void *p)
     __real_free(p);
 }
 
-void
-test_memory(void)
+/* Inverts again and again, with the first allocation failing, the second ..., until none is left to fail. */
+static void
+check_failures(toy_form f, nri_options o, toy_outcome *out)
 {
-    static toy_outcome out;
     double start[TOY_B][TOY_D];
-    toy_form f = toy_ancestral(3);
     toy_network net = toy_make_network(6, false, 0.8, 1);
     toy_problem p = toy_make_problem(&f, &net, 2, 2, start);
-    nri_options o = nri_default_options;
     nri_status status = NRI_NO_MEMORY;
     int n = 0;
-    o.refine = 1;
-    o.trajectory = true;
     for (; status != NRI_OK && n < 100; n++) {
         living = 0;
         until_failure = n;
         armed = true;
-        status = toy_invert(&f, &net, &o, &p, toy_sound, &out);
+        status = toy_invert(&f, &net, &o, &p, toy_sound, out);
         armed = false;
         CHECK(status == NRI_OK || status == NRI_NO_MEMORY);
         CHECK((status == NRI_OK) == (until_failure >= 0));
@@ -74,5 +70,24 @@ test_memory(void)
     }
     CHECK(status == NRI_OK);
     CHECK(n > 5);
+    CHECK(out->reason[0] != NRI_RUNNING && out->reason[0] != NRI_NON_FINITE);
+}
+
+void
+test_memory(void)
+{
+    static toy_outcome out;
+    nri_options o = nri_default_options;
+    check_label = "refined";
+    o.refine = 1;
+    o.trajectory = true;
+    check_failures(toy_ancestral(3), o, &out);
     CHECK(out.error[0] < 0.1);
+    check_label = "newton";
+    o.solver = NRI_NEWTON;
+    check_failures(toy_ancestral(3), o, &out);
+    check_label = "absorb";
+    o = nri_default_options;
+    o.absorb = true;
+    check_failures(toy_denoiser(3, false, 0.6, 4, 0.4), o, &out);
 }

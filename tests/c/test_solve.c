@@ -84,7 +84,7 @@ make_space(const map *maps, int B, int slots)
 }
 
 static outcome
-solve(const map *maps, int B, settings o)
+solve_with(const map *maps, int B, settings o, bool type_one)
 {
     outcome out = {.evaluations = 0};
     float z[BATCH * DIM];
@@ -93,6 +93,7 @@ solve(const map *maps, int B, settings o)
     nri_space *v = make_space(maps, B, RINGS + 2 * (o.depth + 1));
     nri_solve_slots slots = {RINGS, RINGS + o.depth + 1, BEST_F, BEST_R, SPARE, ORIGIN, -1};
     CHECK(nri_solve_create(&s, v, o.solver, o.depth, o.max_nfe, o.tol, o.atol, slots) == NRI_OK);
+    s.type_one = type_one;
     CHECK(v->ops->dots(v, ORIGIN, (nri_rows){ORIGIN, 1, 1}, s.scale) == NRI_OK);
     for (int b = 0; b < B; b++) {
         s.scale[b] = sqrt(s.scale[b]);
@@ -116,6 +117,12 @@ solve(const map *maps, int B, settings o)
     nri_solve_destroy(&s);
     nri_space_destroy(v);
     return out;
+}
+
+static outcome
+solve(const map *maps, int B, settings o)
+{
+    return solve_with(maps, B, o, false);
 }
 
 /* Eigenvalues h[0..n), each as often as the next. */
@@ -210,6 +217,39 @@ check_krylov(void)
         out = solve(&m, 1, o);
         CHECK(distance(&m, out.z[0]) > 1e-3);
     }
+}
+
+/* gamma = <r_0, r_1> / <r_0, r_1 - r_0>, and gamma f_0 + (1 - gamma) f_1 behind the second evaluation; later ones as ever. */
+static void
+check_type_one(void)
+{
+    check_label = "type I";
+    map m = make_step(0.9, 18);
+    double f[2][DIM], r[2][DIM], z[DIM], above = 0, below = 0, gap = 0;
+    for (int d = 0; d < DIM; d++) {
+        z[d] = (double)(float)m.start[d];
+        for (int k = 0; k < 2; k++) {
+            f[k][d] = m.h[d] * z[d] + m.c[d];
+            r[k][d] = f[k][d] - z[d];
+            z[d] = f[k][d];
+        }
+        above += r[0][d] * r[1][d];
+        below += r[0][d] * (r[1][d] - r[0][d]);
+    }
+    double gamma = above / below;
+    outcome out = solve_with(&m, 1, (settings){NRI_ANDERSON, 5, 2, 0, 0}, true);
+    outcome other = solve(&m, 1, (settings){NRI_ANDERSON, 5, 2, 0, 0});
+    for (int d = 0; d < DIM; d++) {
+        CHECK_NEAR((double)out.z[0][d], gamma * f[0][d] + (1 - gamma) * f[1][d], 1e-4);
+        gap = fmax(gap, fabs((double)(out.z[0][d] - other.z[0][d])));
+    }
+    CHECK(out.nfe[0] == 2 && gap > 0.1);
+    m = make_map(1, (double[]){0.9}, 19); /* one eigenvalue: gamma is exact */
+    CHECK_NEAR(distance(&m, solve_with(&m, 1, (settings){NRI_ANDERSON, 5, 2, 0, 0}, true).z[0]), 0, 2e-5);
+    m = make_map(4, (double[]){0.999, 0.9985, 0.998, 0.9975}, 20); /* gamma is far beyond what is trusted */
+    out = solve_with(&m, 1, (settings){NRI_ANDERSON, 5, 2, 0, 0}, true);
+    other = solve(&m, 1, (settings){NRI_ANDERSON, 5, 2, 0, 0});
+    CHECK(memcmp(out.z[0], other.z[0], sizeof(out.z[0])) == 0);
 }
 
 static void
@@ -422,6 +462,7 @@ test_solve(void)
     check_fixed_point();
     check_spectra();
     check_krylov();
+    check_type_one();
     check_stopping();
     check_stalled();
     check_diverged();

@@ -96,6 +96,41 @@ check_copy(int64_t D, const bool *which)
     nri_space_destroy(v);
 }
 
+/* Signs over floored sizes, in place and not. */
+static void
+check_sign(void)
+{
+    enum { N = 9 };
+    static const float x[N] = {3, -3, 0.5F, -0.5F, 0.1F, -0.1F, 0, -1e-30F, NAN};
+    static const double floors[] = {0, 0.25, 2};
+    float out[N];
+    int64_t shape[2];
+    for (int i = 0; i < 6; i++) {
+        double floor = floors[i / 2];
+        int dst = i % 2 ? 2 : 1;
+        nri_tensor t = toy_tensor(out, NRI_FLOAT32, shape, 1, N);
+        nri_space *v;
+        CHECK(nri_space_create_host(&t, 4, &v) == NRI_OK);
+        memcpy(out, x, sizeof(out));
+        CHECK(v->ops->load(v, 2, &t) == NRI_OK);
+        CHECK(v->ops->sign(v, dst, 2, floor) == NRI_OK);
+        CHECK(v->ops->store(v, dst, &t) == NRI_OK);
+        for (int d = 0; d < N - 1; d++) {
+            double size = floor > 0 ? fmax(fabs((double)x[d]), floor) : 1;
+            double want = x[d] > 0 ? 1 / size : x[d] < 0 ? -1 / size : 0;
+            CHECK_NEAR((double)out[d], want, 1e-6 * fabs(want));
+        }
+        CHECK(isnan(out[N - 1]));
+        for (int slot = 0; slot < 4; slot++) {
+            CHECK(v->ops->store(v, slot, &t) == NRI_OK);
+            for (int d = 0; slot != dst && d < N - 1; d++) {
+                CHECK(out[d] == (slot == 2 ? x[d] : 0));
+            }
+        }
+        nri_space_destroy(v);
+    }
+}
+
 static void
 check_operations(void)
 {
@@ -318,6 +353,8 @@ test_vec(void)
     check_creation();
     check_label = "operations";
     check_operations();
+    check_label = "sign";
+    check_sign();
     check_label = "float16";
     check_patterns(NRI_FLOAT16, 10, 15);
     check_rounding(NRI_FLOAT16, 10, -14, 65504);

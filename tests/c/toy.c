@@ -126,6 +126,31 @@ toy_heun(int steps)
     return f;
 }
 
+toy_form
+toy_denoiser(int E, bool scaled, double eta, double top, double ratio)
+{
+    toy_form f = toy_empty(E, eta > 0 ? E - 1 : 0);
+    f.leveled = true;
+    for (int j = 0; j <= E; j++) {
+        double sigma = j < E ? top * pow(ratio, j) : 0, size = sqrt(1 + sigma * sigma);
+        f.levels[2 * j] = scaled ? 1 / size : 1;
+        f.levels[2 * j + 1] = scaled ? sigma / size : sigma;
+        if (j < E) {
+            f.inputs[j] = scaled ? 1 : 1 / size;
+        }
+    }
+    for (int j = 0; j < E; j++) {
+        const double *now = f.levels + 2 * j, *next = now + 2;
+        double C = eta * next[1], A = next[0] / now[0];
+        *toy_alpha(&f, j, j) = A;
+        *toy_beta(&f, j, j) = sqrt(next[1] * next[1] - C * C) - A * now[1];
+        if (j < f.K) {
+            *toy_gamma(&f, j, j) = C;
+        }
+    }
+    return f;
+}
+
 toy_network
 toy_make_network(int D, bool linear, double size, uint64_t seed)
 {
@@ -148,6 +173,19 @@ toy_evaluate(const toy_network *net, double timestep, const double *x, double *m
             sum += net->w[i][k] * x[k];
         }
         m[i] = net->linear ? sum : tanh(sum);
+    }
+}
+
+void
+toy_pull_back(const toy_network *net, double timestep, const double *x, const double *v, double *product)
+{
+    double m[TOY_D];
+    toy_evaluate(net, timestep, x, m);
+    for (int k = 0; k < net->D; k++) {
+        product[k] = 0;
+        for (int i = 0; i < net->D; i++) {
+            product[k] += net->w[i][k] * (net->linear ? 1 : 1 - m[i] * m[i]) * v[i];
+        }
     }
 }
 
@@ -217,18 +255,27 @@ move(nri_space *v, int slot, float (*x)[TOY_D], bool load)
 static nri_status
 answer(nri_inversion *inv, nri_space *v, const toy_network *net, const nri_request *q, bool in_sweep, unsigned spoiled)
 {
-    float sample[TOY_B][TOY_D], output[TOY_B * TOY_D];
-    double x[TOY_D], m[TOY_D];
+    float sample[TOY_B][TOY_D], cotangent[TOY_B][TOY_D], output[TOY_B * TOY_D];
+    double x[TOY_D], m[TOY_D], u[TOY_D];
     int64_t shape[2];
     NRI_TRY(move(v, q->slot, sample, false));
+    if (q->cotangent >= 0) {
+        NRI_TRY(move(v, q->cotangent, cotangent, false));
+    }
     for (int64_t b = 0; b < v->batch; b++) {
         for (int d = 0; d < net->D; d++) {
             x[d] = q->scale * (double)sample[b][d];
             if (in_sweep && !isfinite(x[d])) {
                 return NRI_NOT_FINITE;
             }
+            u[d] = q->cotangent >= 0 ? q->scale * (double)cotangent[b][d] : 0;
         }
-        toy_evaluate(net, q->timestep, x, m);
+        if (q->cotangent >= 0) {
+            toy_pull_back(net, q->timestep, x, u, m);
+        }
+        else {
+            toy_evaluate(net, q->timestep, x, m);
+        }
         for (int d = 0; d < net->D; d++) {
             output[b * net->D + d] = spoiled >> b & 1u ? NAN : (float)m[d];
         }
@@ -238,13 +285,16 @@ answer(nri_inversion *inv, nri_space *v, const toy_network *net, const nri_reque
 }
 
 static nri_status
-collect(const nri_inversion *inv, nri_space *v, int E, toy_outcome *out)
+collect(const nri_inversion *inv, nri_space *v, int E, int K, toy_outcome *out)
 {
     nri_result result;
     NRI_TRY(nri_inversion_result(inv, &result));
     NRI_TRY(move(v, result.latents, out->latents, false));
     for (int j = 0; result.trajectory >= 0 && j <= E; j++) {
         NRI_TRY(move(v, result.trajectory + j, out->trajectory[j], false));
+    }
+    for (int k = 0; k < K; k++) {
+        NRI_TRY(move(v, result.noises + k, out->noises[k], false));
     }
     for (int b = 0; b < v->batch; b++) {
         for (int j = 0; j < E; j++) {
@@ -274,12 +324,19 @@ drive(nri_inversion *inv, nri_space *v, const toy_form *f, const toy_network *ne
     for (int i = 0;; i++) {
         NRI_TRY(nri_inversion_next(inv, &request, &done));
         if (done) {
-            return collect(inv, v, f->E, out);
+            return collect(inv, v, f->E, f->K, out);
         }
         sweep = i == 0 ? request.slot : sweep;
         unsigned spoiled = fault.first <= i && i <= fault.last ? fault.samples : 0;
         NRI_TRY(answer(inv, v, net, &request, request.slot == sweep, spoiled));
     }
+}
+
+static nri_status
+create_sampler(const toy_form *f, nri_sampler **sampler)
+{
+    int step;
+    return nri_sampler_create(f->E, f->K, f->timesteps, f->steps, f->inputs, f->leveled ? f->levels : NULL, sampler, &step);
 }
 
 nri_status
@@ -293,7 +350,7 @@ toy_invert(const toy_form *f, const toy_network *net, const nri_options *o, cons
     int step;
     nri_tensor like = toy_tensor(NULL, NRI_FLOAT32, shape, p->B, p->D);
     memset(out, 0, sizeof(*out));
-    nri_status status = nri_sampler_create(f->E, f->K, f->timesteps, f->steps, f->inputs, NULL, &sampler, &step);
+    nri_status status = create_sampler(f, &sampler);
     if (status == NRI_OK) {
         out->limit = nri_inversion_max_evaluations(sampler, o);
         status = nri_space_create_host(&like, nri_inversion_slots(sampler, o), &v);
@@ -308,6 +365,50 @@ toy_invert(const toy_form *f, const toy_network *net, const nri_options *o, cons
     nri_space_destroy(v);
     nri_sampler_destroy(sampler);
     return status;
+}
+
+nri_status
+toy_open(const toy_form *f, const nri_options *o, int64_t B, int64_t D, toy_session *s)
+{
+    int64_t shape[2];
+    int step;
+    nri_tensor like = toy_tensor(NULL, NRI_FLOAT32, shape, B, D);
+    *s = (toy_session){NULL, NULL, NULL};
+    NRI_TRY(create_sampler(f, &s->sampler));
+    NRI_TRY(nri_space_create_host(&like, nri_inversion_slots(s->sampler, o), &s->v));
+    return nri_inversion_create(s->sampler, o, s->v, &s->inv, &step);
+}
+
+void
+toy_shut(toy_session *s)
+{
+    nri_inversion_destroy(s->inv);
+    nri_space_destroy(s->v);
+    nri_sampler_destroy(s->sampler);
+}
+
+nri_status
+toy_put(toy_session *s, int slot, double *x)
+{
+    int64_t shape[2];
+    nri_tensor t = toy_tensor(x, NRI_FLOAT64, shape, s->v->batch, s->v->elements);
+    return s->v->ops->load(s->v, slot, &t);
+}
+
+nri_status
+toy_get(toy_session *s, int slot, double *x)
+{
+    int64_t shape[2];
+    nri_tensor t = toy_tensor(x, NRI_FLOAT64, shape, s->v->batch, s->v->elements);
+    return s->v->ops->store(s->v, slot, &t);
+}
+
+nri_status
+toy_feed(toy_session *s, double *m)
+{
+    int64_t shape[2];
+    nri_tensor t = toy_tensor(m, NRI_FLOAT64, shape, s->v->batch, s->v->elements);
+    return nri_inversion_feed(s->inv, &t);
 }
 
 double

@@ -21,6 +21,8 @@ nri_tensor toy_tensor(void *data, nri_dtype dtype, int64_t shape[2], int64_t bat
 typedef struct {
     int E, K;
     double timesteps[TOY_E], inputs[TOY_E], steps[TOY_E * (2 * TOY_E + TOY_K)];
+    bool leveled; /* `levels` are given to the sampler */
+    double levels[2 * (TOY_E + 1)];
 } toy_form;
 
 double *toy_alpha(toy_form *f, int j, int k);
@@ -33,6 +35,12 @@ toy_form toy_ancestral(int E); /* the same and a noise each step but the last */
 toy_form toy_adams(int E);     /* s' = s + h (3 m - m_prev) / 2 */
 toy_form toy_heun(int steps);  /* two evaluations a step; the second returns to the state before */
 
+/*
+A denoising sampler with levels S_j, sigma_j: s' = S' x + sqrt(sigma'^2 - C^2) m + C n with x = (s - sigma m) / S and
+C = eta sigma'; no noise if eta is 0.  S = 1, or S^2 + sigma^2 = 1 if `scaled`.  sigma / S falls from `top` by `ratio`.
+*/
+toy_form toy_denoiser(int E, bool scaled, double eta, double top, double ratio);
+
 /* m = g(W x + t v), g tanh or the identity */
 typedef struct {
     int D;
@@ -43,6 +51,8 @@ typedef struct {
 /* |W| is about `size`. */
 toy_network toy_make_network(int D, bool linear, double size, uint64_t seed);
 void toy_evaluate(const toy_network *net, double timestep, const double *x, double *m);
+/* J^T v, J the Jacobian at x */
+void toy_pull_back(const toy_network *net, double timestep, const double *x, const double *v, double *product);
 
 /* One sample through the sampler in double: states[E + 1][TOY_D] from states[0]; noises[K][TOY_D]. */
 void toy_forward(toy_form *f, const toy_network *net, const double *noises, double *states);
@@ -59,7 +69,7 @@ typedef struct {
 } toy_problem;
 
 typedef struct {
-    float latents[TOY_B][TOY_D], trajectory[TOY_E + 1][TOY_B][TOY_D];
+    float latents[TOY_B][TOY_D], trajectory[TOY_E + 1][TOY_B][TOY_D], noises[TOY_K][TOY_B][TOY_D];
     double residual[TOY_E][TOY_B], error[TOY_B];
     int step_nfe[TOY_E][TOY_B], nfe[TOY_B], evaluations;
     int64_t limit; /* nri_inversion_max_evaluations */
@@ -72,6 +82,19 @@ nri_status toy_invert(const toy_form *f, const toy_network *net, const nri_optio
                       toy_outcome *out);
 
 extern const toy_fault toy_sound;
+
+/* An inversion by hand. */
+typedef struct {
+    nri_sampler *sampler;
+    nri_space *v;
+    nri_inversion *inv;
+} toy_session;
+
+nri_status toy_open(const toy_form *f, const nri_options *o, int64_t B, int64_t D, toy_session *s);
+void toy_shut(toy_session *s);
+nri_status toy_put(toy_session *s, int slot, double *x); /* x [B, D] */
+nri_status toy_get(toy_session *s, int slot, double *x);
+nri_status toy_feed(toy_session *s, double *m);
 
 /* |x - y| / |y| */
 double toy_distance(int D, const float *x, const double *y);
