@@ -23,6 +23,7 @@ test: $(VENV)/installed
 check: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python benchmarks/report.py --check
 	$(BIN)/clang-format --dry-run --Werror csrc/*.c csrc/*.h tests/c/*.c tests/c/*.h
 	$(MAKE) -C tests/c sanitize valgrind BUILD=$(CURDIR)/build/c
 	$(BIN)/python tests/sanitize.py
@@ -31,7 +32,9 @@ check: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/overhead.py --check
-	$(BIN)/python benchmarks/reconstruction.py
+	$(BIN)/python benchmarks/solver.py --check
+	$(BIN)/python benchmarks/pipelines.py --check
+	$(BIN)/python benchmarks/report.py
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
