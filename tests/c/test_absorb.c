@@ -46,17 +46,16 @@ check_sums(void)
     }
 }
 
-/* Four Euler steps over the levels of a few-step model. */
+/* Euler steps over given levels, the last of them 0. */
 static toy_form
-few_steps(void)
+euler_over(int E, const double *sigma)
 {
-    static const double sigma[] = {14.6, 4.08, 1.61, 0.69, 0};
-    toy_form f = toy_empty(4, 0);
+    toy_form f = toy_empty(E, 0);
     f.leveled = true;
-    for (int j = 0; j <= 4; j++) {
+    for (int j = 0; j <= E; j++) {
         f.levels[2 * j] = 1;
         f.levels[2 * j + 1] = sigma[j];
-        if (j < 4) {
+        if (j < E) {
             *toy_alpha(&f, j, j) = 1;
             *toy_beta(&f, j, j) = sigma[j + 1] - sigma[j];
         }
@@ -64,14 +63,30 @@ few_steps(void)
     return f;
 }
 
+/* Slow steps are favoured as long as they are a quarter at most. */
+static void
+check_minority(void)
+{
+    static const double two[] = {128, 64, 32, 16, 1.6, 0.8, 0.4, 0.2, 0},
+                        three[] = {128, 64, 32, 16, 1.6, 0.8, 0.08, 0.04, 0};
+    static const int shares[] = {3, 3, 2, 5, 2, 2, 2, 5};
+    toy_form f = euler_over(8, two), g = euler_over(8, three);
+    check_label = "minority";
+    for (int j = 0; j < 8; j++) {
+        CHECK(allowance(&f, nri_default_options, j) == shares[j]);
+        CHECK(allowance(&g, nri_default_options, j) == 3);
+    }
+}
+
 static void
 check_shares(void)
 {
+    static const double sigma[] = {14.6, 4.08, 1.61, 0.69, 0}; /* of a few-step model */
     static const int shares[3][4] = {{2, 2, 1, 3}, {3, 2, 2, 5}, {4, 3, 3, 6}};
     nri_options o = nri_default_options;
     check_label = "shares";
     for (int i = 0; i < 3; i++) {
-        toy_form f = few_steps(), bare = f, memory = toy_adams(4), noisy = toy_denoiser(4, false, 0.7, 14.6, 0.35);
+        toy_form f = euler_over(4, sigma), bare = f, memory = toy_adams(4), noisy = toy_denoiser(4, false, 0.7, 14.6, 0.35);
         bare.leveled = false;
         o.max_nfe = i + 2;
         for (int j = 0; j < 4; j++) {
@@ -107,6 +122,9 @@ check_stiff(void)
     o.max_nfe = 2;
     o.tol = 0;
     check_label = "stiff";
+    for (int d = 0; d < TOY_D; d++) {
+        net.w[d][d] += 1; /* a slope that is mostly positive, as a denoiser's is */
+    }
     CHECK(toy_invert(&form, &net, &o, &p, toy_sound, &out) == NRI_OK);
     CHECK(toy_invert(&bare, &net, &o, &p, toy_sound, &other) == NRI_OK);
     o.solver = NRI_ANDERSON;
@@ -127,6 +145,7 @@ check_stiff(void)
         above += r[0][d] * r[1][d];
         below += r[0][d] * (r[1][d] - r[0][d]);
     }
+    CHECK(above > 0);
     for (int d = 0; d < TOY_D; d++) {
         double gamma = above / below;
         CHECK_NEAR((double)out.latents[0][d], gamma * f[0][d] + (1 - gamma) * f[1][d], 2e-5);
@@ -376,11 +395,13 @@ check_nothing_to_absorb(void)
 {
     double start[TOY_B][TOY_D];
     toy_network net = toy_make_network(TOY_D, false, 0.9, 141);
-    toy_form forms[2] = {toy_denoiser(3, false, 0, 4, 0.5), toy_denoiser(3, false, 0.5, 4, 0.5)};
-    *toy_gamma(&forms[1], 0, 1) = 0.2;
-    *toy_gamma(&forms[1], 1, 0) = 0.2;
+    toy_form forms[3] = {toy_denoiser(3, false, 0, 4, 0.5), toy_denoiser(3, false, 0.5, 4, 0.5),
+                         toy_denoiser(3, false, 0.5, 4, 0.5)};
+    *toy_gamma(&forms[1], 0, 1) = *toy_gamma(&forms[1], 1, 0) = 0.2; /* two noises a step */
+    *toy_gamma(&forms[2], 1, 1) = 0;                                 /* one noise for two steps */
+    *toy_gamma(&forms[2], 1, 0) = 0.2;
     check_label = "nothing to absorb";
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < 3; i++) {
         toy_problem p = toy_make_problem(&forms[i], &net, 2, 142, start);
         nri_options o = nri_default_options;
         toy_outcome plain = invert(&forms[i], &net, o, &p, toy_sound);
@@ -418,6 +439,7 @@ test_absorb(void)
 {
     check_sums();
     check_shares();
+    check_minority();
     check_stiff();
     check_draw("draw, ancestral", false, 0.6);
     check_draw("draw, scaled", true, 0.6);
