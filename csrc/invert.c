@@ -24,8 +24,8 @@ and z_0, with the caller's noise w as the draw,
     s_j = S_j z_0 + k (s_{j+1} - S_{j+1} z_0) + sigma_j C / sigma_{j+1} w        k = sigma_j sqrt(sigma_{j+1}^2 - C^2) / sigma_{j+1}^2
 
 which is the joint law of the sampler with an ideal network, and n = (s_{j+1} - A s_j - b m_j) / C replaces w.  As long as
-n is larger than noise, s_j <- s_j + 2 (C / A) (1 - 1 / rms(n)) n moves the surplus into the state: a fixed-point step towards the
-equation with n on its shell, over-relaxed because these steps contract slowly.
+n is larger than noise, and than the noise in the state, (s_j - S_j z_0) / sigma_j, s_j <- s_j + 2 (C / A) (1 - 1 / rms(n)) n moves
+the surplus into the state: a fixed-point step towards the equation with n on its shell, over-relaxed because these steps contract slowly.
 
 `auto` is Anderson's method with E max_nfe evaluations dealt out by what the linear form tells; see nri_inversion_allowance.
 */
@@ -636,6 +636,11 @@ feed_newton(nri_inversion *inv)
     }
     else {
         NRI_TRY(evaluate(inv));
+        if (inv->prior < inv->options.prior) {
+            inv->prior = inv->options.prior;
+            NRI_TRY(ops->copy(inv->v, MU, nri_solve_f(s), NULL));
+            NRI_TRY(evaluate(inv));
+        }
         NRI_TRY(nri_newton_judge(s, Z, &inv->gradient));
         for (int64_t b = 0; b < inv->v->batch; b++) {
             failed |= s->failed[b];
@@ -661,9 +666,12 @@ feed_absorb(nri_inversion *inv)
     const double *row = back_row(inv->sampler, inv->j), A = row[0];
     double scale = row[1 + inv->sampler->evaluations + inv->absorbs], D = (double)inv->v->elements;
     double natural = 1 + 2 / sqrt(2 * D); /* two standard errors */
+    const double *level = inv->sampler->levels + 2 * inv->j;
     bool failed = false;
     NRI_TRY(combine_all(inv, SPARE, (nri_rows){STATE, Z + 1, 1},
                         (double[Z + 1]){[STATE] = 1 / scale, [M] = -row[1 + inv->j] / scale, [Z] = -A / scale}));
+    NRI_TRY(combine_all(inv, BEST_F, (nri_rows){Z, 2, Z0 - Z}, (double[]){1 / level[1], -level[0] / level[1]}));
+    NRI_TRY(norms(inv, BEST_F, s->best)); /* of the noise in the state */
     NRI_TRY(norms(inv, SPARE, inv->defect));
     for (int64_t b = 0; b < inv->v->batch; b++) {
         double rms = inv->defect[b] / sqrt(D);
@@ -677,7 +685,7 @@ feed_absorb(nri_inversion *inv)
         if (running && s->failed[b]) {
             nri_solve_finish(s, b, NRI_NON_FINITE);
         }
-        else if (running && (rms <= natural || s->nfe[b] >= s->max_nfe)) {
+        else if (running && (rms <= natural || inv->defect[b] <= s->best[b] || s->nfe[b] >= s->max_nfe)) {
             nri_solve_finish(s, b, NRI_TOL);
             s->residual[b] = inv->defect[b] = 0;
         }

@@ -12,7 +12,7 @@ so that lam means the same at every resolution.  With r = f - z and f' = slope J
 The product with J^T is asked from the caller; like an evaluation it counts as one.  F has no root in general, and a full
 step can increase it: then half the step is tried, and so on, so that F falls until the sample ends with its best f.
 
-Ends as in solve.c: not finite twice, tol, atol, max_nfe; `stalled` when the 64th part of a step does not lower F.
+Ends as in solve.c: not finite twice in a row, tol, atol, max_nfe; `stalled` when the 64th part of a step does not lower F.
 
 Source: D. Samuel et al., arXiv 2312.12540, equations 9 and 10; the norm in G, the floor and the halving are ours.
 */
@@ -32,6 +32,7 @@ judge_sample(nri_solve *s, int64_t b, double rr, double merit)
     s->nfe[b]++;
     s->failed[b] = !finite;
     if (finite) {
+        s->failures[b] = 0;
         s->improved[b] = merit < s->merit[b] || norm <= s->tol * s->scale[b];
     }
     if (s->improved[b]) {

@@ -62,7 +62,7 @@ typedef struct {
     nri_status (*combine)(nri_space *v, int dst, nri_rows rows, const double *coef);
     /* out[b * count + i] = <x[b], rows_i[b]> */
     nri_status (*dots)(nri_space *v, int x, nri_rows rows, double *out);
-    /* dst = sign(src) / max(|src|, floor), element by element; sign(src) alone if floor is 0.  dst may be src. */
+    /* dst = sign(src) / max(|src|, floor), element by element; sign(src) alone if floor is 0.  NaN gives 0 or NaN. */
     nri_status (*sign)(nri_space *v, int dst, int src, double floor);
     /* dst[b] = src[b] where which[b]; everywhere if which is NULL */
     nri_status (*copy)(nri_space *v, int dst, int src, const bool *which);

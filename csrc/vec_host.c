@@ -154,7 +154,7 @@ sign_host(nri_space *v, int dst, int src, double floor)
         const float *x = row(v, b, src);
         float *y = row(v, b, dst);
         for (int64_t i = 0; i < v->elements; i++) {
-            float sign = x[i] > 0 ? 1.0F : x[i] < 0 ? -1.0F : x[i], size = fabsf(x[i]); /* NaN and 0 stay */
+            float sign = (float)(x[i] > 0) - (float)(x[i] < 0), size = fabsf(x[i]);
             y[i] = least > 0 ? sign / (size > least ? size : least) : sign;
         }
     }

@@ -125,35 +125,35 @@ def invert(
 ):
     """Find the noise from which `pipe` draws `image`; returns an `InversionOutput` whose first field is `latents`.
 
-       pipe: a diffusers pipeline, used as it is and left as it was: scheduler, configuration, hooks, also after an exception.
-       image: see `encode`; B images are inverted together, each with its own stopping.
-       prompt: one for all or one for each image; None is the empty prompt, unless `prompt_embeds` are given.
-       num_inference_steps, guidance_scale, generator, **pipe_kwargs: passed to the pipeline's call (`negative_prompt`,
-       `prompt_embeds`, `callback_on_step_end` ...), None meaning the pipeline's default.  Callbacks run once an evaluation.
-       strength: invert the last part of the steps only, above 0 and at most 1; `generate` goes on from there.
+    pipe: a diffusers pipeline, used as it is and left as it was: scheduler, configuration, hooks, also after an exception.
+    image: see `encode`; B images are inverted together, each with its own stopping.
+    prompt: one for all or one for each image; None is the empty prompt, unless `prompt_embeds` are given.
+    num_inference_steps, guidance_scale, generator, **pipe_kwargs: passed to the pipeline's call (`negative_prompt`,
+    `prompt_embeds`, `callback_on_step_end` ...), None meaning the pipeline's default.  Callbacks run once an evaluation.
+    strength: invert the last part of the steps only, above 0 and at most 1; `generate` goes on from there.
 
-       solver: "auto", Anderson acceleration (`depth` vectors of memory) with the evaluations dealt out to the steps by what the
-       scheduler's linear form tells; "anderson", the same number for every step; "fixed_point"; "newton", the scalar
-       Newton-Raphson of arXiv 2312.12540 (weight `lam` of its prior, `floor` of its gradient), which differentiates the
-       network: memory of a training step without weight gradients, each product with the Jacobian counted as an evaluation.
-       max_nfe: network evaluations a step, on average; default 4 up to 8 steps, 3 beyond, 1 where the scheduler needs `refine`.
-       predictor: start each step from the step before, the first one from a natural noisy image drawn with `seed`; other seeds
-       find other noises of the same image.  False: from the state itself.
-       tol: a step ends at a relative residual of tol; `atol`: or at a root mean square of atol.
-       refine: rounds of defect correction; default 0, or 3 for schedulers that remember older network outputs (DPM++ 2M,
-       UniPC, PNDM, Heun ...).  extrapolation: how far a sweep extrapolates what such a scheduler remembers, 0..1.
-       prior: weight of Lavrentiev's regularisation, z = (f(z) + prior mu) / (1 + prior) with mu the step's first guess; trades
-       reconstruction for natural noise where a step is ill-posed (few steps, the step to sigma 0); default none.
-       noise: "record" draws the noise of a stochastic scheduler from `generator` in the pipeline's own order; "absorb" draws
-       the states instead and lets the noises take up what the steps leave (`noises`, which `generate` replays): few-step
-       stochastic samplers then reconstruct well from natural noise.
-       replay: also record what a stock run misses (`corrections`), for an exact `generate(..., replay=True)`; costs one
-       evaluation per step, and leaves noise and figures as they are.
-    draw the image once more with the stock pipeline and report `error`; costs one evaluation per step.
-       return_trajectory: keep all states.  return_dict: False gives a tuple in field order.
+    solver: "auto", Anderson acceleration (`depth` vectors of memory) with the evaluations dealt out to the steps by what the
+    scheduler's linear form tells; "anderson", the same number for every step; "fixed_point"; "newton", the scalar
+    Newton-Raphson of arXiv 2312.12540 (weight `lam` of its prior, `floor` of its gradient), which differentiates the
+    network: memory of a training step without weight gradients, each product with the Jacobian counted as an evaluation.
+    max_nfe: network evaluations a step, on average; default 4 up to 8 steps, 3 beyond, 1 where the scheduler needs `refine`.
+    predictor: start each step from the step before, the first one from a natural noisy image drawn with `seed`; other seeds
+    find other noises of the same image.  False: from the state itself.
+    tol: a step ends at a relative residual of tol; `atol`: or at a root mean square of atol.
+    refine: rounds of defect correction; default 0, or 3 for schedulers that remember older network outputs (DPM++ 2M,
+    UniPC, PNDM, Heun ...).  extrapolation: how far a sweep extrapolates what such a scheduler remembers, 0..1.
+    prior: weight of Lavrentiev's regularisation, z = (f(z) + prior mu) / (1 + prior) with mu the step's first guess; trades
+    reconstruction for natural noise where a step is ill-posed (few steps, the step to sigma 0); default none.
+    noise: "record" draws the noise of a stochastic scheduler from `generator` in the pipeline's own order; "absorb" draws
+    the states instead and lets the noises take up what the steps leave (`noises`, which `generate` replays): few-step
+    stochastic samplers then reconstruct well from natural noise.
+    replay: also record what a stock run misses (`corrections`), for an exact `generate(..., replay=True)`; costs one
+    evaluation per step, and leaves noise and figures as they are.
+    verify: draw the image once more with the stock pipeline and report `error`; costs one evaluation per step.
+    return_trajectory: keep all states.  return_dict: False gives a tuple in field order.
 
-       Raises ValueError naming the argument for bad input and for a scheduler that cannot be inverted, before the network is
-       evaluated.  Running out of evaluations, or a network that returns NaN, is no exception but a reason in the output.
+    Raises ValueError naming the argument for bad input and for a scheduler that cannot be inverted, before the network is
+    evaluated.  Running out of evaluations, or a network that returns NaN, is no exception but a reason in the output.
     """
     pipe_kwargs.pop("output_type", None)
     _check_options(strength, num_inference_steps, pipe_kwargs)
@@ -203,7 +203,7 @@ def invert(
         )
     out = _assemble(pipe, scheduler, latents, prompt, call)
     if replay:
-        _record_corrections(pipe, out)
+        _record_corrections(pipe, out, latents)
         out.trajectory = out.trajectory if return_trajectory else None
     if verify:
         _verify(pipe, out, latents)
@@ -233,8 +233,9 @@ def _assemble(pipe, scheduler, latents, prompt, call):
     )
 
 
-def _record_corrections(pipe, out):
-    recorder = CorrectionRecorder(_stock_scheduler(pipe, out), out, out.trajectory)
+def _record_corrections(pipe, out, latents):
+    # With refine the trajectory is that of a forward run, which ends beside the image.
+    recorder = CorrectionRecorder(_stock_scheduler(pipe, out), out, [*out.trajectory[:-1], latents])
     with swapped_scheduler(pipe, recorder):
         pipe(latents=out.latents.to(pipe._execution_device), output_type="latent", **_call_arguments(out, None, {}))
     out.corrections = recorder.corrections

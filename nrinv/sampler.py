@@ -95,19 +95,18 @@ def _read_levels(scheduler, start):
 
     The end counts as clean, though some samplers stop a little before it.
     """
-    scheduler = copy.deepcopy(scheduler)
-    scheduler._begin_index = None  # else every timestep would be taken for the first
-    add = getattr(scheduler, "add_noise", None)
-    if hasattr(scheduler, "scale_noise"):  # flow matching
-
-        def add(sample, noise, timesteps):
-            return scheduler.scale_noise(sample, timesteps, noise)
-
-    if add is None:
+    flow = hasattr(scheduler, "scale_noise")
+    if not flow and not hasattr(scheduler, "add_noise"):
         return None
     signal, noise = torch.eye(2, dtype=torch.float64).reshape(2, 1, 1, 1, 2)
-    levels = [add(signal, noise, t.reshape(1)).double().reshape(2) for t in scheduler.timesteps[start:]]
-    return torch.stack([*levels, signal.reshape(2)]).numpy()
+
+    def level(timestep):
+        fresh = copy.deepcopy(scheduler)  # some remember the first timestep they were asked for
+        fresh._begin_index = None  # else every timestep would be taken for the first
+        t = timestep.reshape(1)
+        return (fresh.scale_noise(signal, t, noise) if flow else fresh.add_noise(signal, noise, t)).double().reshape(2)
+
+    return torch.stack([*(level(timestep) for timestep in scheduler.timesteps[start:]), signal.reshape(2)]).numpy()
 
 
 def natural_guess(sampler, target, seed=0):
