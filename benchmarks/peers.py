@@ -285,7 +285,7 @@ METHODS = {
 
 
 Request = namedtuple("Request", "index timestep sample scale wants_gradient cotangent", defaults=(False, None))
-Result = namedtuple("Result", "latents residuals step_nfe nfe reasons error evaluations trajectory")
+Result = namedtuple("Result", "latents residuals step_nfe nfe reasons error evaluations trajectory noises", defaults=(None,))
 
 
 class PeerInversion:

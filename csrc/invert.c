@@ -135,7 +135,7 @@ static int
 absorbing_noise(const nri_sampler *s, const nri_options *o, int j)
 {
     int found = -1;
-    if (!o->absorb || !s->levels || s->levels[2 * (j + 1) + 1] <= 0) {
+    if (!o->absorb || !s->levels || s->levels[2 * j + 1] <= 0 || s->levels[2 * j + 3] <= 0) {
         return -1;
     }
     for (int k = 0; k < s->noises; k++) {

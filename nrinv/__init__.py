@@ -17,6 +17,7 @@ _LAZY = {
     "invert": ".pipeline",
     "generate": ".pipeline",
     "read_sampler": ".sampler",
+    "natural_guess": ".sampler",
     "InverseScheduler": ".scheduler",
     "ReplayScheduler": ".scheduler",
     "InversionOutput": ".inversion",

@@ -51,11 +51,13 @@ def _gradients(pipe, wanted):
             parameter.requires_grad_(True)
 
 
-def _check_options(strength, num_inference_steps, pipe_kwargs):
+def _check_options(strength, num_inference_steps, seed, pipe_kwargs):
     if not 0 < strength <= 1:
         raise ValueError(f"strength must be above 0 and at most 1, got {strength!r}")
     if num_inference_steps is not None and num_inference_steps < 1:
         raise ValueError(f"num_inference_steps must be at least 1, got {num_inference_steps!r}")
+    if not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"seed must be a whole number of at least 0, got {seed!r}")
     if "latents" in pipe_kwargs:
         raise ValueError("latents: what is to be inverted is given as `image`, which may hold latents")
     if pipe_kwargs.get("num_images_per_prompt", 1) not in (None, 1):
@@ -156,7 +158,7 @@ def invert(
     evaluated.  Running out of evaluations, or a network that returns NaN, is no exception but a reason in the output.
     """
     pipe_kwargs.pop("output_type", None)
-    _check_options(strength, num_inference_steps, pipe_kwargs)
+    _check_options(strength, num_inference_steps, seed, pipe_kwargs)
     latents = encode(pipe, image, height=pipe_kwargs.get("height"), width=pipe_kwargs.get("width"))
     _check_prompts(prompt, pipe_kwargs, latents.shape[0])
     if prompt is None and pipe_kwargs.get("prompt_embeds") is None:

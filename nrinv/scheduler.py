@@ -110,7 +110,8 @@ class InverseScheduler(_Derived):
         self._strength = strength
         self._unwind = unwind
         self._latents, self._seed = latents, seed
-        self._target = None if latents is None else latents.clone()
+        self._target = None if latents is None else latents.detach().clone()
+        self._moved = False
         self.result = self.inversion = None
 
     @property
@@ -145,7 +146,8 @@ class InverseScheduler(_Derived):
 
     def _move_to_guess(self):
         guess = None if self._target is None else natural_guess(self.sampler, self._target, self._seed)
-        if guess is not None and self._solver.get("predictor", True):
+        self._moved = guess is not None and self._solver.get("predictor", True)
+        if self._moved:
             with torch.no_grad():
                 self._latents.copy_(guess)
 
@@ -197,7 +199,7 @@ class InverseScheduler(_Derived):
         noises = [noise.to(torch.float32) for noise in self.noises]
         target, guess = given["sample"].detach(), None
         # A pipeline that has copied its latents before it set its timesteps evaluates z_0 instead of the guess.
-        if self._target is not None and torch.equal(target, self._latents.detach().to(target)):
+        if self._moved and torch.equal(target, self._latents.detach().to(target)):
             target, guess = self._target.to(target), target
         self.inversion = self._open(target, noises, guess=guess)
         self._ask(given)
