@@ -309,9 +309,15 @@ def to_pixels(images):
     return torch.from_numpy(arrays).permute(0, 3, 1, 2).contiguous()
 
 
+def load_pipeline(model):
+    embedded = model in ("turbo", "base")
+    pipe = nrinv.demo_pipeline(model) if embedded else diffusers.DiffusionPipeline.from_pretrained(model)
+    return pipe.to("cuda") if torch.cuda.is_available() else pipe
+
+
 def own_work(arguments):
     """The case of --model, --images."""
-    pipe = diffusers.DiffusionPipeline.from_pretrained(arguments.model)
+    pipe = load_pipeline(arguments.model)
     pipe.set_progress_bar_config(disable=True)
     paths = sorted(path for path in arguments.images.iterdir() if path.suffix.lower() in SUFFIXES)
     if not paths:
@@ -504,7 +510,7 @@ def parse():
     parser.add_argument("--case", default="", help="only the cases with this in their names")
     parser.add_argument("--check", action="store_true", help="exit with 1 if a published method is ahead on 4 Euler steps")
     parser.add_argument("--out", type=Path, default=RESULTS / "pipelines.json", help="the plots go beside it")
-    parser.add_argument("--model", help="a diffusers pipeline instead of the embedded ones: a folder or an id")
+    parser.add_argument("--model", help="a diffusers pipeline and its own scheduler: a folder or an id, turbo, base")
     parser.add_argument("--images", type=Path, help="its images; captions in captions.json {file: caption} or file names")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=1.0)

@@ -16,6 +16,9 @@ A residual is |f(z) - z| / sqrt(D) at the answer, by an evaluation that is not c
 nfe evaluations; a vector-Jacobian product counts as one.  Means of log10 over the samples.
 
     python benchmarks/solver.py            # prints tables, writes results/solver.json and results/solver.png
+
+With --model and --images the steps are those of a diffusers pipeline, at natural noisy images, and the pipeline evaluates
+the network; methods that need its gradient or one sample at a time are left out, and only --out is written.
 """
 
 import argparse
@@ -233,6 +236,60 @@ def run_scipy(problem, nfe):
     return torch.stack(answers), nfe
 
 
+class ModelProblem:
+    """Step j of a pipeline's sampler as s = z* + b m(z*), z* the noisy images of its level."""
+
+    def __init__(self, work, j):
+        sampler, (signal, sigma) = work.sampler, work.sampler.levels[j]
+        row, E = sampler.steps[j], len(sampler)
+        self.work, self.j, self.b = work, j, float(row[E + j] / row[j])
+        noise = np.random.default_rng(j).standard_normal(tuple(work.latents.shape), dtype=np.float32)
+        z = signal * work.latents + sigma * torch.from_numpy(noise).to(work.latents)
+        self.state = (z + self.b * self.network(z)).float()
+        precision = str(work.latents.dtype).removeprefix("torch.")
+        kappa = round(abs(self.b) / sigma, 3)
+        self.case = Case(work.case.name, f"step {j}", float(sigma), kappa, precision)
+        self.roundoff = torch.finfo(work.latents.dtype).eps / 2
+
+    def network(self, z):
+        """m(z) as the stock pipeline evaluates it."""
+        from nrinv.pipeline import swapped_scheduler
+        from nrinv.scheduler import Finished, InverseScheduler
+
+        work, seen = self.work, []
+
+        class OneEvaluation(InverseScheduler):
+            def set_timesteps(self, *args, **kwargs):
+                super().set_timesteps(*args, **kwargs)
+                self.timesteps = self._inner.timesteps[j : j + 1]
+                self._index = j
+
+            def step(self, model_output, *args, **kwargs):
+                seen.append(model_output)
+                raise Finished
+
+        j, pipe = self.j, work.pipe
+        with swapped_scheduler(pipe, OneEvaluation(pipe.scheduler)):
+            try:
+                pipe(work.captions, latents=z.to(work.latents), output_type="latent", **work.arguments)
+            except Finished:
+                pipe.maybe_free_model_hooks()
+        return seen[0].float()
+
+    f, log_residual = Problem.f, Problem.log_residual
+
+
+def model_problems(arguments):
+    """The steps of the pipeline's sampler; of a long one, the noisiest and the cleanest."""
+    from pipelines import own_work
+
+    work = own_work(arguments)
+    if not work.sampler.first_order or work.sampler.levels is None:
+        raise SystemExit("--model: its scheduler remembers older outputs or tells no levels; use DDIM or Euler")
+    steps = range(len(work.sampler))
+    yield from (ModelProblem(work, j) for j in (steps if len(steps) <= 8 else [0, len(steps) // 2, *steps[-4:]]))
+
+
 def contenders():
     """{method: function (problem, nfe) -> answer [B, D], evaluations used}."""
 
@@ -248,9 +305,9 @@ def contenders():
     }
 
 
-def measure(case, methods):
+def measure(problem, methods):
     """One row for each method, with a list over BUDGETS of what it used and what it reached."""
-    problem = Problem(case)
+    case = problem.case
     start = problem.log_residual(problem.state)
     for name, run in methods.items():
         answers = [run(problem, nfe) for nfe in BUDGETS]
@@ -362,20 +419,35 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one sigma, no rounding")
     parser.add_argument("--check", action="store_true", help="exit with 1 if a method is ahead of nrinv's")
+    parser.add_argument("--model", help="a diffusers pipeline with a first-order scheduler: a folder or an id, turbo, base")
+    parser.add_argument("--images", type=Path, help="its images; captions in captions.json {file: caption} or file names")
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--guidance", type=float, default=1.0)
+    parser.add_argument("--size", type=int, help="pixels the images are resized to; default the shortest side of all")
     parser.add_argument("--out", type=Path, default=RESULTS / "solver.json", help="the plot goes beside it")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     methods = contenders()
-    rows = [row for case in cases(arguments.quick) for row in measure(case, methods)]
+    if bool(arguments.model) != bool(arguments.images):
+        parser.error("--model and --images go together")
+    if arguments.model:
+        methods = {name: run for name, run in methods.items() if name != "scipy anderson" and "newton" not in name}
+        problems = model_problems(arguments)
+    else:
+        problems = (Problem(case) for case in cases(arguments.quick))
+    rows = [row for problem in problems for row in measure(problem, methods)]
     show(rows)
     found = list(violations(rows))
     show_violations(found)
+    if arguments.model and arguments.out == RESULTS / "solver.json":
+        return 0
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     head = {"command": " ".join(["python benchmarks/solver.py", *sys.argv[1:]]), "machine": machine()}
     # A line for each row: indented lists of numbers would take several times the space.
     lines = ",\n".join(json.dumps(row) for row in rows)
     arguments.out.write_text(f'{json.dumps(head)[:-1]}, "rows": [\n{lines}\n]}}\n')
-    plot(rows, arguments.out.with_suffix(".png"))
+    if not arguments.model:
+        plot(rows, arguments.out.with_suffix(".png"))
     return 1 if arguments.check and found else 0
 
 

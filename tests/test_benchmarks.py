@@ -15,7 +15,12 @@ def test_no_method_is_ahead_of_auto_on_one_step(tmp_path, monkeypatch, capsys):
 
 
 def test_the_check_of_the_solver_benchmark_can_fail(monkeypatch):
-    rows = [row for case in solver.cases(True) for row in solver.measure(case, solver.contenders()) if case.kappa == 0.6]
+    rows = [
+        row
+        for case in solver.cases(True)
+        if case.kappa == 0.6
+        for row in solver.measure(solver.Problem(case), solver.contenders())
+    ]
     assert not list(solver.violations(rows))
     monkeypatch.setattr(solver, "REFERENCE", "fixed point")
     assert len(list(solver.violations(rows))) > 10
