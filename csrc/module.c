@@ -586,6 +586,21 @@ read_solver(const char *name, nri_solver *out)
     return -1;
 }
 
+static int
+check_passes(const nri_options *o)
+{
+    const char *wrong = o->order != NRI_PASSES    ? NULL
+                        : o->solver == NRI_NEWTON ? "solver='newton'"
+                        : o->refine > 0           ? "refine above 0"
+                        : o->prior > 0            ? "prior above 0"
+                        : o->absorb               ? "noise='absorb'"
+                                                  : NULL;
+    if (wrong) {
+        PyErr_Format(PyExc_ValueError, "order='passes' does not go with %s; use order='reversed'", wrong);
+    }
+    return wrong ? -1 : 0;
+}
+
 typedef struct {
     PyObject *sampler, *target, *noises, *guess;
 } tensors;
@@ -595,16 +610,16 @@ read_options(PyObject *args, PyObject *kwargs, tensors *given, nri_options *o)
 {
     static char *names[] = {"sampler",       "target",    "noises", "guess",      "solver", "noise", "max_nfe",
                             "depth",         "tol",       "atol",   "refine",     "prior",  "lam",   "floor",
-                            "extrapolation", "predictor", "verify", "trajectory", NULL};
-    const char *solver = "auto", *noise = "record";
+                            "extrapolation", "predictor", "verify", "trajectory", "order",  NULL};
+    const char *solver = "auto", *noise = "record", *order = "reversed";
     int predictor, verify = 0, trajectory = 0;
     *o = nri_default_options;
     given->noises = given->guess = Py_None;
     predictor = o->predictor;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$OOssiiddiddddppp:Inversion", names, &given->sampler, &given->target,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$OOssiiddiddddppps:Inversion", names, &given->sampler, &given->target,
                                      &given->noises, &given->guess, &solver, &noise, &o->max_nfe, &o->depth, &o->tol,
                                      &o->atol, &o->refine, &o->prior, &o->lam, &o->floor, &o->extrapolation, &predictor,
-                                     &verify, &trajectory)) {
+                                     &verify, &trajectory, &order)) {
         return -1;
     }
     o->predictor = predictor;
@@ -616,7 +631,12 @@ read_options(PyObject *args, PyObject *kwargs, tensors *given, nri_options *o)
         PyErr_Format(PyExc_ValueError, "noise must be 'record' or 'absorb', got '%s'", noise);
         return -1;
     }
-    return read_solver(solver, &o->solver) ? -1 : check_options(o);
+    o->order = strcmp(order, "passes") ? NRI_REVERSED : NRI_PASSES;
+    if (o->order == NRI_REVERSED && strcmp(order, "reversed")) {
+        PyErr_Format(PyExc_ValueError, "order must be 'reversed' or 'passes', got '%s'", order);
+        return -1;
+    }
+    return read_solver(solver, &o->solver) || check_options(o) ? -1 : check_passes(o);
 }
 
 /* Make sure that libtorch's functions are at hand. */
@@ -820,6 +840,16 @@ pack_fields(PyObject *type, int n, PyObject **items)
 }
 
 static PyObject *
+booleans(npy_intp n, const bool *x)
+{
+    PyObject *out = PyArray_SimpleNew(1, &n, NPY_BOOL);
+    for (npy_intp i = 0; out && i < n; i++) {
+        ((npy_bool *)PyArray_DATA((PyArrayObject *)out))[i] = x[i];
+    }
+    return out;
+}
+
+static PyObject *
 inversion_next(PyObject *op, PyObject *unused)
 {
     Inversion *self = (Inversion *)op;
@@ -847,8 +877,9 @@ inversion_next(PyObject *op, PyObject *unused)
                               give(self, request.slot, false),
                               PyFloat_FromDouble(request.scale),
                               PyBool_FromLong(request.wants_gradient),
-                              request.cotangent < 0 ? Py_NewRef(Py_None) : give(self, request.cotangent, false)};
-        out = pack_fields(state->request_type, 6, fields);
+                              request.cotangent < 0 ? Py_NewRef(Py_None) : give(self, request.cotangent, false),
+                              booleans((npy_intp)self->v->batch, request.active)};
+        out = pack_fields(state->request_type, 7, fields);
     }
     self->busy = false;
     return out;
@@ -983,7 +1014,7 @@ static PyType_Slot inversion_slots[] = {
      "Inversion(sampler, target, *, noises=None, guess=None, solver='auto', noise='record', max_nfe=3, depth=5, "
      "tol=0.0001,\n"
      "          atol=0.0, refine=0, prior=0.0, lam=0.1, floor=0.5, extrapolation=1.0, predictor=True, verify=False,\n"
-     "          trajectory=False)\n--\n\n"
+     "          trajectory=False, order='reversed')\n--\n\n"
      "Find the noise z_T from which `sampler` draws `target` [B, ...], a torch tensor or a NumPy array, in float32.\n\n"
      "The network is yours:\n\n"
      "    while request := inversion.next():\n"
@@ -998,7 +1029,10 @@ static PyType_Slot inversion_slots[] = {
      "prior: weight of Lavrentiev's regularisation towards the first guess, at least 0; residuals stay |f(z) - z|.\n"
      "lam, floor: of 'newton', weight of the forward process and floor of the gradient.\n"
      "extrapolation: how far outputs not yet known are extrapolated, 0..1.  predictor: first guess of a step from the\n"
-     "network output before it.  verify: end with a forward run that measures the error.  trajectory: keep all states.\n\n"
+     "network output before it.  verify: end with a forward run that measures the error.  trajectory: keep all states.\n"
+     "order: 'reversed' solves step by step from the image to the noise; 'passes' asks for the sampler's evaluations in\n"
+     "the sampler's order, max_nfe times over, and solves for all states at once: not with 'newton', refine, prior or\n"
+     "'absorb'; tol and atol refer to all states, each relative to its noise level.\n\n"
      "Raises ValueError for options out of range, for tensors unlike the target, and if a step cannot be inverted."},
     {Py_tp_new, inversion_new},
     {Py_tp_dealloc, inversion_dealloc},
@@ -1018,15 +1052,16 @@ static PyStructSequence_Field request_fields[] = {
     {"scale", "the network sees scale * sample"},
     {"wants_gradient", "whether a request with a cotangent may follow at this sample: keep what a gradient needs"},
     {"cotangent", "None, or v [B, ...]: feed J^T v instead of an output, J the Jacobian of the network's output in sample"},
+    {"active", "[B] bool: the samples that the request is for; what is fed in the rows of the others does not matter"},
     {NULL, NULL},
 };
 static PyStructSequence_Desc request_desc = {"nrinv.Request", "A network evaluation that an Inversion asks for.",
-                                             request_fields, 6};
+                                             request_fields, 7};
 
 static PyStructSequence_Field result_fields[] = {
     {"latents", "[B, ...] float32: the noise z_T"},
-    {"residuals", "[E, B] |f(z) - z| / |z| at the last evaluation of each step of the last sweep"},
-    {"step_nfe", "[E, B] network evaluations of each step of the last sweep"},
+    {"residuals", "[E, B] |f(z) - z| / |z| at the last evaluation of each step, of the last sweep or pass"},
+    {"step_nfe", "[E, B] network evaluations of each step in the last sweep, or in all passes"},
     {"nfe", "[B] network evaluations in all"},
     {"reasons", "B names: why each sample ended"},
     {"error", "[B] |z_0 - sampler(z_T)| / |z_0| measured by a forward run, NaN if none was made"},

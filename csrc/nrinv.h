@@ -150,17 +150,24 @@ nri_status nri_newton_step(nri_solve *s, int z, double slope, bool gradient);
 
 /* -------------------------------------------------------------------------------------------------------- invert.c */
 
+/*
+In which order the network is evaluated: from the image to the noise, each step as often as it needs; or as the sampler
+does it, from the noise to the image, again and again.
+*/
+typedef enum { NRI_REVERSED, NRI_PASSES } nri_order;
+
 typedef struct {
     nri_solver solver;
-    int max_nfe;          /* network evaluations of one step of a sweep, >= 1 */
-    int depth;            /* M of the step equation, 0..NRI_MAX_DEPTH */
+    nri_order order;      /* NRI_PASSES: no NRI_NEWTON, refine and prior 0, no absorb */
+    int max_nfe;          /* network evaluations of one step of a sweep, or number of passes, >= 1 */
+    int depth;            /* M of the step equation, or of the passes, 0..NRI_MAX_DEPTH */
     int refine;           /* rounds of defect correction after the first sweep, >= 0 */
     double tol, atol;     /* stop at |r| <= tol |s|, or at rms(r) <= atol */
     double prior;         /* weight of Lavrentiev's regularisation towards the first guess, >= 0; 0: none */
     double lam, floor;      /* NRI_NEWTON: weight of the forward process in F, >= 0; floor of |g|, > 0 */
     double extrapolation; /* rho: how far unknown network outputs of a multistep sampler are extrapolated, 0..1 */
     bool predictor;       /* first guess from the network output of the step before; else the state itself */
-    bool guess;           /* the first step starts from nri_inversion_guess, which the caller loads */
+    bool guess;           /* the first step starts from nri_inversion_guess, which the caller loads; passes do too */
     bool absorb;          /* noises take up what the steps leave; needs the sampler's levels, first order, refine 0 */
     bool verify;          /* end with a forward run that measures the error (refine > 0 always does) */
     bool trajectory;      /* keep every state */
@@ -173,6 +180,7 @@ typedef struct {
     double timestep; /* t_j */
     double scale;    /* i_j: the network sees scale * sample */
     int slot;        /* where the sample s_j lies */
+    const bool *active; /* [B] whom it is for: rows of other samples may hold anything, the answer's as well */
     bool wants_gradient; /* a request for a gradient at this sample may follow */
     int cotangent;   /* -1, or a slot v: what is asked for is J^T v, J the network's Jacobian at the last sample */
 } nri_request;
@@ -186,7 +194,7 @@ typedef struct {
     int noises;              /* first of K slots: what the sampler has to draw */
     int evaluations;         /* network calls, gradients included */
     const double *residual;  /* [E][B] |r| / |s| at the last evaluation of each step, NaN where never evaluated */
-    const int *step_nfe;     /* [E][B] */
+    const int *step_nfe;     /* [E][B] of the last sweep, or of all passes */
     const int *nfe;          /* [B] */
     const nri_reason *reason; /* [B] */
     const double *error;     /* [B] |z_0 - Phi(z_T)| / |z_0| of a forward run, NaN where not measured */

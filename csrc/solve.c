@@ -4,8 +4,9 @@ One implicit equation z = f(z) for a batch, by fixed-point iteration or Anderson
     r_k = f_k - z_k        z_{k+1} = sum_i w_i f_i        w by nri_anderson_weights (fixed point: w_k = 1)
 
 The caller evaluates: it puts f_k and r_k into the slots nri_solve_f and nri_solve_r and calls nri_solve_advance, which does
-one fused multi-dot (the new row of the Gram matrix), decides for every sample, and does one fused linear combination.  Where f contracts slowly and only two evaluations are made,
-Anderson's type I takes the longer step that they need (`type_one`).
+one fused multi-dot (the new row of the Gram matrix), decides for every sample, and does one fused linear combination.
+Where f contracts slowly and only two evaluations are made, Anderson's type I takes the longer step that they need
+(`type_one`).
 
 For each sample, in this order:
     not finite            restart from the best pair with half a step; from the origin if there is none; twice in a row: end

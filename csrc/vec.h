@@ -1,7 +1,8 @@
 /*
 Vectors, as the solvers see them: a space holds S slots of B samples with D float32 elements each, and a slot is an index.
 
-Seven operations carry everything.  vec_host.c does them in plain loops, vec_aten.c through libtorch on any of its devices.
+Seven operations carry everything.  vec_host.c does them in plain loops, vec_aten.c through libtorch on any of its devices,
+vec_stack.c on several slots of another space at once.
 Every slot is finite at all times (they start as zeros, and whoever finds a slot not finite overwrites it): a coefficient
 of 0 must drop a row, and 0 * NaN would not.
 */
@@ -83,5 +84,9 @@ nri_status nri_space_init(nri_space *v, const nri_vec_ops *ops, const nri_tensor
 nri_status nri_space_create_host(const nri_tensor *like, int slots, nri_space **out);
 nri_status nri_space_create_aten(const nri_tensor *like, int slots, nri_space **out);
 void nri_space_destroy(nri_space *v);
+
+/* Slot i is the slots first + i * blocks .. of `inner`, which is borrowed; weights [blocks] are those of inner products. */
+nri_status nri_space_create_stack(nri_space *inner, int first, int blocks, int slots, const double *weights,
+                                  nri_space **out);
 
 #endif

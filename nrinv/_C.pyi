@@ -22,6 +22,7 @@ class Request(NamedTuple):
     scale: float
     wants_gradient: bool
     cotangent: Any | None
+    active: np.ndarray
 
 class Result(NamedTuple):
     latents: Any
@@ -57,6 +58,7 @@ class Inversion:
         predictor: bool = True,
         verify: bool = False,
         trajectory: bool = False,
+        order: str = "reversed",
     ) -> Inversion: ...
     def next(self) -> Request | None: ...
     def feed(self, model_output: Any, /) -> None: ...

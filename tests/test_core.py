@@ -182,6 +182,75 @@ def test_a_network_that_fails_once_is_forgiven_and_one_that_keeps_failing_is_a_r
     np.testing.assert_array_equal(always.latents[[0, 2]], want.latents[[0, 2]])
 
 
+def variable_answer(request):
+    """`network` by torch, or the product that a cotangent asks for."""
+    x = torch.from_numpy(request.scale * np.asarray(request.sample, np.float32)).requires_grad_()
+    output = torch.tanh(x + 0.3 * x.roll(1, -1))
+    if request.cotangent is None:
+        return output.detach().numpy()
+    cotangent = torch.from_numpy(np.asarray(request.cotangent, np.float32))
+    return request.scale * torch.autograd.grad(output, x, cotangent)[0].numpy()
+
+
+SOLVERS = ("auto", "anderson", "fixed_point", "newton")
+INACTIVE = [
+    *({"solver": solver, "max_nfe": 8, "verify": True, "trajectory": True} for solver in SOLVERS),
+    *({"solver": solver, "noise": "absorb", "max_nfe": 5, "trajectory": True} for solver in SOLVERS),
+    {"max_nfe": 4, "refine": 4},
+    {"max_nfe": 8, "prior": 0.3},
+    {"solver": "newton", "max_nfe": 8, "prior": 0.3, "verify": True},
+]
+
+
+def absorbing_sampler():
+    """Ancestral steps from sigma 4 by halves to 0, variance exploding."""
+    sigma = np.array([4.0, 2.0, 1.0, 0.5, 0.0])
+    steps = np.zeros((E, 3 * E - 1))
+    for j in range(E):
+        noise = 0.6 * sigma[j + 1]
+        steps[j, j], steps[j, E + j] = 1.0, np.sqrt(sigma[j + 1] ** 2 - noise**2) - sigma[j]
+        if noise:
+            steps[j, 2 * E + j] = noise
+    return Sampler(np.arange(E)[::-1] * 100.0, steps, 1 / np.sqrt(1 + sigma[:E] ** 2), np.stack([np.ones(E + 1), sigma], 1))
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+@pytest.mark.parametrize("options", INACTIVE, ids=lambda o: "-".join(f"{v}" for v in o.values()))
+def test_rows_of_inactive_samples_do_not_matter(target, kind, options):
+    wrap = torch.from_numpy if kind == "torch" else np.asarray
+    target[1] *= 30  # saturated
+    target[2] = 0
+    absorb = options.get("noise") == "absorb"
+    form = absorbing_sampler() if absorb else sampler()
+    rng = np.random.default_rng(1)
+    noises = [wrap(rng.standard_normal(SHAPE).astype(np.float32)) for _ in range(form.num_noises)]
+    inactive = 0
+
+    def answer(garbage):
+        def answer(request):
+            nonlocal inactive
+            assert request.active.dtype == bool and request.active.shape == SHAPE[:1] and request.active.any()
+            output = variable_answer(request)
+            inactive += (~request.active).sum()
+            if garbage is not None:
+                output[~request.active] = garbage
+            request.active[:] = True  # a copy
+            return wrap(output)
+
+        return answer
+
+    def run(garbage):
+        return drive(Inversion(form, wrap(target), noises=noises, **options), answer(garbage))
+
+    honest = run(None)
+    assert inactive > 0
+    for garbage in (1e30, np.nan):
+        littered = run(garbage)
+        assert littered.reasons == honest.reasons and littered.evaluations == honest.evaluations
+        for name in ("latents", "residuals", "step_nfe", "nfe", "error", "trajectory", "noises"):
+            np.testing.assert_array_equal(getattr(littered, name), getattr(honest, name), err_msg=name)
+
+
 BAD_OPTIONS = [
     ({"solver": "newton-like"}, "solver must be 'auto', 'anderson', 'fixed_point' or 'newton', got 'newton-like'"),
     ({"max_nfe": 0}, "max_nfe must be at least 1, got 0"),

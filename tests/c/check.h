@@ -22,6 +22,8 @@ void test_solve(void);
 void test_invert(void);
 void test_newton(void);
 void test_absorb(void);
+void test_active(void);
+void test_passes(void);
 void test_memory(void);
 
 #endif

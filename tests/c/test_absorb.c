@@ -365,7 +365,7 @@ check_company(void)
     }
     check_label = "absorb, not finite";
     for (int at = 0; at < all.evaluations; at++) {
-        toy_outcome out = invert(&f, &net, o, &p, (toy_fault){at, 1 << 30, 1});
+        toy_outcome out = invert(&f, &net, o, &p, (toy_fault){at, 1 << 30, 1, false});
         for (int b = 0; b < TOY_B; b++) {
             bool same = memcmp(out.latents[b], all.latents[b], sizeof(all.latents[b])) == 0;
             for (int k = 0; k < f.K; k++) {
@@ -382,7 +382,7 @@ check_company(void)
     }
     /* the first call to an absorbing step */
     o.max_nfe = 1;
-    toy_outcome out = invert(&f, &net, o, &p, (toy_fault){1, 1, 1});
+    toy_outcome out = invert(&f, &net, o, &p, (toy_fault){1, 1, 1, false});
     CHECK(out.reason[0] == NRI_NON_FINITE && out.nfe[0] == 2 && isnan(out.residual[2][0]) && isnan(out.residual[1][0]));
     for (int k = 0; k < f.K; k++) { /* nothing was found, the noises are the caller's */
         CHECK(memcmp(out.noises[k][0], p.noises[k][0], sizeof(p.noises[k][0])) == 0);

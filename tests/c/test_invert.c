@@ -194,7 +194,7 @@ check_unmeasured_trajectory(void)
     check_label = "unmeasured trajectory";
     o.max_nfe = 1;
     o.verify = o.trajectory = true;
-    toy_outcome out = invert(&f, &net, o, &p, (toy_fault){f.E + 1, f.E + 1, 1u << 2});
+    toy_outcome out = invert(&f, &net, o, &p, (toy_fault){f.E + 1, f.E + 1, 1u << 2, false});
     for (int b = 0; b < TOY_B; b++) {
         CHECK(isnan(out.error[b]) == (b == 2));
         CHECK((out.reason[b] == NRI_NON_FINITE) == (b == 2));
@@ -217,7 +217,7 @@ check_batch(void)
     o.tol = 1e-5;
     memset(p.target[1], 0, sizeof(p.target[1])); /* an easy one, that ends with the first round */
     toy_outcome all = invert(&f, &net, o, &p, toy_sound);
-    toy_outcome hurt = invert(&f, &net, o, &p, (toy_fault){0, 1 << 30, 1u << 2});
+    toy_outcome hurt = invert(&f, &net, o, &p, (toy_fault){0, 1 << 30, 1u << 2, false});
     for (int b = 0; b < TOY_B; b++) {
         toy_problem single = {.B = 1, .D = TOY_D};
         memcpy(single.target[0], p.target[b], sizeof(single.target[0]));
@@ -263,17 +263,17 @@ check_not_finite(void)
     o.refine = 12;
     int calls = invert(&f, &net, o, &p, toy_sound).evaluations;
     for (int at = 0; at < calls; at++) {
-        toy_outcome out = invert(&f, &net, o, &p, (toy_fault){at, at, 1});
+        toy_outcome out = invert(&f, &net, o, &p, (toy_fault){at, at, 1, false});
         CHECK(finite(&p, &out));
         CHECK(out.reason[0] == NRI_TOL && out.reason[1] == NRI_TOL);
         CHECK_NEAR(toy_distance(TOY_D, out.latents[0], start[0]), 0, 1e-4);
-        out = invert(&f, &net, o, &p, (toy_fault){at, 1 << 30, 3});
+        out = invert(&f, &net, o, &p, (toy_fault){at, 1 << 30, 3, false});
         CHECK(finite(&p, &out));
         CHECK(out.reason[0] == NRI_NON_FINITE && out.reason[1] == NRI_NON_FINITE);
         CHECK(out.evaluations <= at + 2 + 2 * f.E);
     }
     o = exact;
-    toy_outcome out = invert(&f, &net, o, &p, (toy_fault){0, 1 << 30, 3});
+    toy_outcome out = invert(&f, &net, o, &p, (toy_fault){0, 1 << 30, 3, false});
     CHECK(finite(&p, &out) && out.evaluations == 2 && isnan(out.residual[3][0]) && out.step_nfe[3][0] == 2);
 }
 

@@ -90,4 +90,9 @@ test_memory(void)
     o = nri_default_options;
     o.absorb = true;
     check_failures(toy_denoiser(3, false, 0.6, 4, 0.4), o, &out);
+    check_label = "passes";
+    o = nri_default_options;
+    o.order = NRI_PASSES;
+    o.verify = o.trajectory = true;
+    check_failures(toy_adams(3), o, &out);
 }

@@ -220,7 +220,7 @@ check_batch(void)
     check_label = "batch";
     memset(p.target[1], 0, sizeof(p.target[1])); /* ends with its first evaluation */
     toy_outcome all = invert(&f, &net, o, &p, toy_sound);
-    toy_outcome hurt = invert(&f, &net, o, &p, (toy_fault){1, 1 << 30, 1u << 2});
+    toy_outcome hurt = invert(&f, &net, o, &p, (toy_fault){1, 1 << 30, 1u << 2, false});
     for (int b = 0; b < TOY_B; b++) {
         toy_problem single = {.B = 1, .D = TOY_D};
         memcpy(single.target[0], p.target[b], sizeof(single.target[0]));
@@ -253,26 +253,26 @@ check_not_finite(void)
     check_label = "not finite";
     int bad_products = 0;
     for (int at = 0; at < sound.evaluations; at++) {
-        toy_outcome out = invert(&f, &net, o, &p, (toy_fault){at, at, 1});
+        toy_outcome out = invert(&f, &net, o, &p, (toy_fault){at, at, 1, false});
         CHECK(out.reason[0] == NRI_MAX_NFE || out.reason[0] == NRI_NON_FINITE);
         CHECK(memcmp(out.latents[1], sound.latents[1], sizeof(sound.latents[1])) == 0);
         CHECK(out.reason[1] == NRI_MAX_NFE && out.nfe[1] == sound.nfe[1]);
         bad_products += out.reason[0] == NRI_NON_FINITE;
-        out = invert(&f, &net, o, &p, (toy_fault){at, 1 << 30, 3});
+        out = invert(&f, &net, o, &p, (toy_fault){at, 1 << 30, 3, false});
         bool last = at == sound.evaluations - 1; /* an end that was due, with something found before */
         CHECK(out.reason[0] == (last ? NRI_MAX_NFE : NRI_NON_FINITE) && out.reason[1] == out.reason[0]);
         CHECK(out.evaluations <= at + 3);
     }
     CHECK(bad_products > 0 && bad_products < sound.evaluations);
     /* calls 0, 1 and 2 are an evaluation, its product and the next evaluation */
-    toy_outcome out = invert(&f, &net, o, &p, (toy_fault){1, 1, 3});
+    toy_outcome out = invert(&f, &net, o, &p, (toy_fault){1, 1, 3, false});
     CHECK(out.reason[0] == NRI_NON_FINITE && out.nfe[0] == 2 && out.evaluations == 2);
-    out = invert(&f, &net, newton(1, 0), &p, (toy_fault){0, 0, 3});
+    out = invert(&f, &net, newton(1, 0), &p, (toy_fault){0, 0, 3, false});
     CHECK(out.reason[0] == NRI_NON_FINITE && out.evaluations == 1);
     for (int b = 0; b < 2; b++) {
         CHECK(memcmp(out.latents[b], p.target[b], sizeof(p.target[b])) == 0);
     }
-    out = invert(&f, &net, o, &p, (toy_fault){0, 0, 3}); /* tried again where it began */
+    out = invert(&f, &net, o, &p, (toy_fault){0, 0, 3, false}); /* tried again where it began */
     CHECK(out.reason[0] == NRI_MAX_NFE && out.step_nfe[1][0] >= 4);
 }
 

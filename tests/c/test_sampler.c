@@ -139,7 +139,10 @@ check_elimination(void)
     nri_sampler_destroy(s);
 }
 
-/* Steps 1 and 3 forget their state as LCM does, the first of them up to rounding; with `remembered`, step 2 reads the state that step 1 lost. */
+/*
+Steps 1 and 3 forget their state as LCM does, the first of them up to rounding; with `remembered`, step 2 reads the state
+that step 1 lost.
+*/
 static toy_form
 forgetful(bool remembered)
 {

@@ -219,7 +219,7 @@ check_krylov(void)
     }
 }
 
-/* gamma = <r_0, r_1> / <r_0, r_1 - r_0>, and gamma f_0 + (1 - gamma) f_1 behind the second evaluation; later ones as ever. */
+/* gamma = <r_0, r_1> / <r_0, r_1 - r_0>, gamma f_0 + (1 - gamma) f_1 behind the second evaluation; later ones as ever. */
 static void
 check_type_one(void)
 {

@@ -4,7 +4,7 @@
 #include <math.h>
 #include <string.h>
 
-const toy_fault toy_sound = {0, -1, 0};
+const toy_fault toy_sound = {0, -1, 0, false};
 
 double
 toy_uniform(uint64_t *seed)
@@ -251,10 +251,12 @@ move(nri_space *v, int slot, float (*x)[TOY_D], bool load)
     return NRI_OK;
 }
 
-/* A sweep never asks about a sample that is not finite; a forward run has nothing else to go on with. */
+/* A sweep never asks about a sample that is not finite; a forward run has nothing else to go on with, where it counts. */
 static nri_status
-answer(nri_inversion *inv, nri_space *v, const toy_network *net, const nri_request *q, bool in_sweep, unsigned spoiled)
+answer(nri_inversion *inv, nri_space *v, const toy_network *net, const nri_request *q, bool in_sweep, unsigned spoiled,
+       bool litter)
 {
+    static const float garbage[] = {NAN, 1e30f, -INFINITY, -1e15f};
     float sample[TOY_B][TOY_D], cotangent[TOY_B][TOY_D], output[TOY_B * TOY_D];
     double x[TOY_D], m[TOY_D], u[TOY_D];
     int64_t shape[2];
@@ -265,7 +267,7 @@ answer(nri_inversion *inv, nri_space *v, const toy_network *net, const nri_reque
     for (int64_t b = 0; b < v->batch; b++) {
         for (int d = 0; d < net->D; d++) {
             x[d] = q->scale * (double)sample[b][d];
-            if (in_sweep && !isfinite(x[d])) {
+            if ((in_sweep || (litter && !q->active[b])) && !isfinite(x[d])) {
                 return NRI_NOT_FINITE;
             }
             u[d] = q->cotangent >= 0 ? q->scale * (double)cotangent[b][d] : 0;
@@ -278,6 +280,9 @@ answer(nri_inversion *inv, nri_space *v, const toy_network *net, const nri_reque
         }
         for (int d = 0; d < net->D; d++) {
             output[b * net->D + d] = spoiled >> b & 1u ? NAN : (float)m[d];
+            if (litter && !q->active[b]) {
+                output[b * net->D + d] = garbage[(b + d / 2) % 4];
+            }
         }
     }
     nri_tensor t = toy_tensor(output, NRI_FLOAT32, shape, v->batch, net->D);
@@ -328,7 +333,7 @@ drive(nri_inversion *inv, nri_space *v, const toy_form *f, const toy_network *ne
         }
         sweep = i == 0 ? request.slot : sweep;
         unsigned spoiled = fault.first <= i && i <= fault.last ? fault.samples : 0;
-        NRI_TRY(answer(inv, v, net, &request, request.slot == sweep, spoiled));
+        NRI_TRY(answer(inv, v, net, &request, request.slot == sweep, spoiled, fault.litter));
     }
 }
 

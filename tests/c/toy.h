@@ -57,10 +57,11 @@ void toy_pull_back(const toy_network *net, double timestep, const double *x, con
 /* One sample through the sampler in double: states[E + 1][TOY_D] from states[0]; noises[K][TOY_D]. */
 void toy_forward(toy_form *f, const toy_network *net, const double *noises, double *states);
 
-/* Evaluations `first` to `last` return NaN for the samples in the bit set `samples`. */
+/* What goes wrong: evaluations `first` to `last` return NaN for the samples in the bit set `samples`. */
 typedef struct {
     int first, last;
     unsigned samples;
+    bool litter; /* the rows of samples that a request is not for are filled with garbage */
 } toy_fault;
 
 typedef struct {

@@ -1,0 +1,203 @@
+/*
+Whole passes: the network is evaluated in the sampler's own order, again and again, at the states of an estimate of the whole
+trajectory X = (s_0 .. s_{E-1}).  From the outputs m_j = m_j(s_j) of one pass the way back is known,
+
+    G_E = z_0        G_j = (G_{j+1} - sum_{k<=j} b_jk m_k - sum_k C_jk n_k) / A_j
+
+exact for multistep samplers as well, since all outputs are there.  X = G(X) is solved by solve.c like the equation of a
+step, on all states at once.  One pass costs E evaluations.
+
+Norms and inner products are taken of s_j / sqrt(S_j^2 + sigma_j^2), so that all states count alike: without that the noisy
+ones of a variance-exploding sampler drown the others.  Without levels it is i_j s_j, what the network sees.
+
+The first estimate is the forward process, s_j = S_j z_0 + sigma_j n with n from the caller's guess of s_{E-1}.  Without
+levels or a guess it is the way back without network outputs and noises, s_j = s_{j+1} / A_j.
+*/
+#include <math.h>
+#include <stdlib.h>
+
+#include "inversion.h"
+
+/* The slots of the stack, each a trajectory, then the rings of `step`.  Rows of one combination: STATES and a ring. */
+enum { STATES, FIRST, PASS_BEST_F, PASS_BEST_R, PASS_SPARE, PASS_RINGS };
+
+static int
+stack_slots(int depth)
+{
+    return PASS_RINGS + 2 * (depth + 1);
+}
+
+int
+nri_pass_slots(const nri_sampler *s, const nri_options *o, int depth)
+{
+    return o->order == NRI_PASSES ? s->evaluations * (1 + stack_slots(depth)) : 0;
+}
+
+/* The output m_j. */
+static int
+output(const nri_inversion *inv, int j)
+{
+    return inv->passes + j;
+}
+
+/* State j of a trajectory in the stack. */
+static int
+state(const nri_inversion *inv, int slot, int j)
+{
+    return inv->passes + (1 + slot) * inv->sampler->evaluations + j;
+}
+
+int
+nri_pass_state(const nri_inversion *inv, int j)
+{
+    return state(inv, STATES, j);
+}
+
+nri_status
+nri_create_passes(nri_inversion *inv, int depth)
+{
+    const nri_options *o = &inv->options;
+    int E = inv->sampler->evaluations;
+    const double *levels = inv->sampler->levels;
+    nri_solve_slots slot = {PASS_RINGS, PASS_RINGS + depth + 1, PASS_BEST_F, PASS_BEST_R, PASS_SPARE, FIRST, -1};
+    double *weights = malloc(sizeof(*weights) * (size_t)E);
+    if (!weights) {
+        return NRI_NO_MEMORY;
+    }
+    for (int j = 0; j < E; j++) {
+        double size = levels ? hypot(levels[2 * j], levels[2 * j + 1]) : 0;
+        weights[j] = size > 0 ? 1 / size : fabs(inv->sampler->inputs[j]);
+    }
+    nri_status status = nri_space_create_stack(inv->v, state(inv, 0, 0), E, stack_slots(depth), weights, &inv->stack);
+    free(weights);
+    NRI_TRY(status);
+    return nri_solve_create(&inv->step, inv->stack, o->solver, depth, o->max_nfe, o->tol, o->atol, slot);
+}
+
+/* dst = G, or the way back without outputs and noises. */
+static nri_status
+go_back(nri_inversion *inv, int dst, bool evaluated)
+{
+    const nri_sampler *s = inv->sampler;
+    NRI_TRY(inv->v->ops->copy(inv->v, STATE, Z0, NULL));
+    for (int j = s->evaluations - 1; j >= 0; j--) {
+        const double *row = back_row(s, j);
+        bool fed = false, noisy = false;
+        if (evaluated) {
+            NRI_TRY(nri_sum_used(inv, M_PREV, output(inv, 0), j + 1, row + 1, &fed));
+            NRI_TRY(nri_sum_used(inv, NOISE, inv->noises, s->noises, row + 1 + s->evaluations, &noisy));
+        }
+        double coef[3] = {1 / row[0], fed ? -1 / row[0] : 0, noisy ? -1 / row[0] : 0};
+        NRI_TRY(nri_combine_all(inv, state(inv, dst, j), (nri_rows){STATE, 3, 1}, coef));
+        NRI_TRY(inv->v->ops->copy(inv->v, STATE, state(inv, dst, j), NULL));
+    }
+    return NRI_OK;
+}
+
+nri_status
+nri_begin_passes(nri_inversion *inv)
+{
+    const nri_sampler *s = inv->sampler;
+    int E = s->evaluations;
+    const double *levels = s->levels, *last = levels ? levels + 2 * (E - 1) : NULL;
+    inv->phase = PASS;
+    inv->j = 0;
+    NRI_TRY(go_back(inv, FIRST, false));
+    NRI_TRY(inv->stack->ops->copy(inv->stack, STATES, FIRST, NULL));
+    if (inv->options.guess && inv->options.predictor && last && last[1] > 0) {
+        for (int j = 0; j < E; j++) {
+            double share = levels[2 * j + 1] / last[1], coef[2] = {levels[2 * j] - share * last[0], share};
+            NRI_TRY(nri_combine_all(inv, state(inv, STATES, j), (nri_rows){Z0, 2, GUESS - Z0}, coef));
+        }
+    }
+    nri_solve_begin(&inv->step, NULL);
+    return NRI_OK;
+}
+
+/* |G_j - s_j| / |s_j| of the samples that a pass has evaluated, and the norm that tol refers to. */
+static nri_status
+log_pass(nri_inversion *inv, int r)
+{
+    int64_t B = inv->v->batch;
+    double *size = inv->coef, *miss = size + B, *whole = miss + B; /* of one state, and of all the way back */
+    NRI_TRY(nri_norms(inv, state(inv, r, 0), whole));
+    for (int j = 0; j < inv->sampler->evaluations; j++) {
+        NRI_TRY(nri_norms(inv, state(inv, STATES, j), size));
+        NRI_TRY(nri_norms(inv, state(inv, r, j), miss));
+        for (int64_t b = 0; b < B; b++) {
+            if (inv->active[b] && isfinite(whole[b])) { /* what is not finite reaches s_0 */
+                inv->residual[j * B + b] = size[b] > 0 ? miss[b] / size[b] : miss[b];
+            }
+            inv->step_nfe[j * B + b] += inv->active[b];
+        }
+    }
+    NRI_TRY(inv->stack->ops->dots(inv->stack, STATES, (nri_rows){STATES, 1, 1}, inv->step.scale));
+    for (int64_t b = 0; b < B; b++) {
+        inv->step.scale[b] = sqrt(inv->step.scale[b]);
+    }
+    return NRI_OK;
+}
+
+static nri_status
+end_passes(nri_inversion *inv, bool sound)
+{
+    const nri_vec_ops *ops = inv->v->ops;
+    int E = inv->sampler->evaluations;
+    NRI_TRY(ops->copy(inv->v, STATE, state(inv, STATES, 0), NULL));
+    for (int j = 0; inv->trajectory >= 0 && j <= E; j++) {
+        NRI_TRY(ops->copy(inv->v, inv->trajectory + j, j < E ? state(inv, STATES, j) : Z0, NULL));
+    }
+    if (inv->measure) {
+        NRI_TRY(nri_keep_best(inv, NULL)); /* something to return if nothing can be measured */
+    }
+    if (sound && inv->measure) {
+        return nri_begin_forward(inv);
+    }
+    inv->phase = DONE;
+    return NRI_OK;
+}
+
+/* Outputs that are not finite may meet a coefficient of 0. */
+static nri_status
+clean_outputs(nri_inversion *inv)
+{
+    for (int j = 0; j < inv->sampler->evaluations; j++) {
+        NRI_TRY(inv->v->ops->copy(inv->v, output(inv, j), Z0, inv->step.failed));
+    }
+    return inv->v->ops->copy(inv->v, M_PREV, Z0, inv->step.failed);
+}
+
+static nri_status
+end_pass(nri_inversion *inv)
+{
+    nri_solve *s = &inv->step;
+    int f = nri_solve_f(s), r = nri_solve_r(s);
+    bool failed = false, sound = false;
+    NRI_TRY(go_back(inv, f, true));
+    for (int j = 0; j < inv->sampler->evaluations; j++) {
+        int from = state(inv, STATES, j), to = state(inv, f, j);
+        NRI_TRY(nri_combine_all(inv, state(inv, r, j), (nri_rows){from, 2, to - from}, (double[]){-1, 1}));
+    }
+    NRI_TRY(log_pass(inv, r));
+    NRI_TRY(nri_solve_advance(s, PASS_SPARE));
+    NRI_TRY(inv->stack->ops->copy(inv->stack, STATES, PASS_SPARE, inv->active)); /* finished samples stay as they are */
+    for (int64_t b = 0; b < inv->v->batch; b++) {
+        inv->reason[b] = s->reason[b];
+        inv->idle[b] = s->reason[b] == NRI_NON_FINITE;
+        sound |= !inv->idle[b];
+        failed |= s->failed[b];
+    }
+    if (failed) {
+        NRI_TRY(clean_outputs(inv));
+    }
+    inv->j = 0;
+    return nri_solve_running(s) ? NRI_OK : end_passes(inv, sound);
+}
+
+nri_status
+nri_feed_pass(nri_inversion *inv, const nri_tensor *answer)
+{
+    NRI_TRY(nri_load_answer(inv, output(inv, inv->j), answer));
+    inv->j++;
+    return inv->j < inv->sampler->evaluations ? NRI_OK : end_pass(inv);
+}

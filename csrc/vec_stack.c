@@ -1,0 +1,132 @@
+/*
+Vectors made of vectors: slot i stands for the `blocks` slots of another space from first + i * blocks on, one after the
+other, so that a solver can work on a whole trajectory as if it were one state.
+
+Inner products weight the square of block k with weights[k].
+*/
+#include <stdlib.h>
+#include <string.h>
+
+#include "vec.h"
+
+typedef struct {
+    nri_space base;
+    nri_space *inner;
+    int first, blocks, room;
+    double *weights; /* [blocks] */
+    double *part;    /* [B][room] inner products of one block */
+} space;
+
+/* Block k of a slot, and of rows. */
+static int
+block_slot(const space *s, int slot, int k)
+{
+    return s->first + slot * s->blocks + k;
+}
+
+static nri_rows
+block_rows(const space *s, nri_rows rows, int k)
+{
+    return (nri_rows){block_slot(s, rows.first, k), rows.count, rows.step * s->blocks};
+}
+
+static nri_status
+combine_stack(nri_space *v, int dst, nri_rows rows, const double *coef)
+{
+    const space *s = (const space *)v;
+    for (int k = 0; k < s->blocks; k++) {
+        NRI_TRY(s->inner->ops->combine(s->inner, block_slot(s, dst, k), block_rows(s, rows, k), coef));
+    }
+    return NRI_OK;
+}
+
+static nri_status
+dots_stack(nri_space *v, int x, nri_rows rows, double *out)
+{
+    space *s = (space *)v;
+    int64_t n = v->batch * rows.count;
+    if (rows.count > s->room) {
+        double *part = malloc(sizeof(*part) * (size_t)n);
+        if (!part) {
+            return NRI_NO_MEMORY;
+        }
+        free(s->part);
+        s->part = part;
+        s->room = rows.count;
+    }
+    memset(out, 0, sizeof(*out) * (size_t)n);
+    for (int k = 0; k < s->blocks; k++) {
+        NRI_TRY(s->inner->ops->dots(s->inner, block_slot(s, x, k), block_rows(s, rows, k), s->part));
+        for (int64_t i = 0; i < n; i++) {
+            out[i] += s->weights[k] * s->weights[k] * s->part[i];
+        }
+    }
+    return NRI_OK;
+}
+
+static nri_status
+sign_stack(nri_space *v, int dst, int src, double floor)
+{
+    const space *s = (const space *)v;
+    for (int k = 0; k < s->blocks; k++) {
+        NRI_TRY(s->inner->ops->sign(s->inner, block_slot(s, dst, k), block_slot(s, src, k), floor));
+    }
+    return NRI_OK;
+}
+
+static nri_status
+copy_stack(nri_space *v, int dst, int src, const bool *which)
+{
+    const space *s = (const space *)v;
+    for (int k = 0; k < s->blocks; k++) {
+        NRI_TRY(s->inner->ops->copy(s->inner, block_slot(s, dst, k), block_slot(s, src, k), which));
+    }
+    return NRI_OK;
+}
+
+/* Somebody else's tensor is one block: it is loaded into, and stored from, the inner space. */
+static nri_status
+exchange_stack(nri_space *v, int slot, const nri_tensor *t)
+{
+    (void)v;
+    (void)slot;
+    (void)t;
+    return NRI_BAD_ARGUMENT;
+}
+
+static void
+destroy_stack(nri_space *v)
+{
+    space *s = (space *)v;
+    free(s->weights);
+    free(s->part);
+    free(s);
+}
+
+static const nri_vec_ops stack_ops = {destroy_stack, combine_stack,  dots_stack,    sign_stack,
+                                      copy_stack,    exchange_stack, exchange_stack};
+
+nri_status
+nri_space_create_stack(nri_space *inner, int first, int blocks, int slots, const double *weights, nri_space **out)
+{
+    *out = NULL;
+    if (first < 0 || blocks < 1 || slots < 1 || first + blocks * slots > inner->slots) {
+        return NRI_BAD_ARGUMENT;
+    }
+    space *s = calloc(1, sizeof(*s));
+    if (!s) {
+        return NRI_NO_MEMORY;
+    }
+    s->base = (nri_space){&stack_ops, inner->batch, inner->elements * blocks, slots};
+    s->inner = inner;
+    s->first = first;
+    s->blocks = blocks;
+    s->weights = malloc(sizeof(*weights) * (size_t)blocks);
+    if (!s->weights) {
+        free(s);
+        return NRI_NO_MEMORY;
+    }
+    memcpy(s->weights, weights, sizeof(*weights) * (size_t)blocks);
+    *out = &s->base;
+    return NRI_OK;
+}
