@@ -8,42 +8,126 @@ import copy
 import inspect
 import types
 
+import diffusers
 import numpy as np
 import torch
+from diffusers.utils.torch_utils import randn_tensor
 
 from ._C import Sampler
 
 # A scheduler computes in float32 at worst; clipping and thresholding change the result by far more than this.
 LINEAR_TOLERANCE = 1e-3
 # Options of diffusers' schedulers that make a step nonlinear.
-NONLINEAR_OPTIONS = ("clip_sample", "thresholding")
+NONLINEAR_OPTIONS = ("clip_sample", "clip_denoised", "thresholding")
 # Columns kept free for noise draws, per evaluation; no scheduler of diffusers 0.42 draws more.
 MAX_DRAWS = 2
+# Elements that check the linearity, beside those that read the coefficients.
+CHECKED = 64
+# What `step` is told by name, and by the loop of the pipelines that have such a scheduler.
+MIRRORED = ("old_pred_original_sample", "timestep_back", "prev_timestep")
+
+TOKENS = "draws discrete tokens: only pipelines with continuous latents can be inverted"
+OTHER_FLOW = "use FlowMatchEulerDiscreteScheduler"
+OTHER = "use DDIMScheduler or EulerDiscreteScheduler"
+# Schedulers that are no linear sampler whatever their configuration: what they do, and what to use instead.
+REFUSED = {
+    "AmusedScheduler": TOKENS,
+    "BlockRefinementScheduler": TOKENS,
+    "DiscreteDDIMScheduler": TOKENS,
+    "EntropyBoundScheduler": TOKENS,
+    "VQDiffusionScheduler": TOKENS,
+    "HeliosDMDScheduler": f"is given its noises and levels by its pipeline; {OTHER_FLOW}",
+    "KarrasVeScheduler": "has its pipeline perturb the sample and correct the step; use EulerDiscreteScheduler",
+    "PiflowScheduler": f"integrates a policy made of many predictions of one network output; {OTHER_FLOW}",
+    "RePaintScheduler": "mixes a known image into each step; use DDIMScheduler",
+    "RFD4ProteinaScheduler": f"steps the tokens of a mask, of two modalities at once; {OTHER_FLOW}",
+    "ScoreSdeVeScheduler": f"corrects each state by a step whose length it takes from the network's output; {OTHER}",
+    "ScoreSdeVpScheduler": f"has no step of its own, its pipeline writes the noise in; {OTHER}",
+}
+
+
+def _rebind(scheduler, replacements):
+    """A copy of `scheduler` whose methods find `replacements`, by name, in place of their module's globals.
+
+    The copy gets classes of its own with these methods rebound: patching the scheduler's module would reach every other
+    pipeline of the process while it lasts.
+    """
+    cls = type(scheduler)
+    # One before each class that has such methods, so that those of a derived class reach them by super().
+    classes = [cls]
+    for base in cls.__mro__:
+        methods = {
+            name: _with_globals(method, replacements)
+            for name, method in vars(base).items()
+            if isinstance(method, types.FunctionType) and not replacements.keys().isdisjoint(method.__code__.co_names)
+        }
+        if methods:
+            shadow = type(base.__name__, (base,), methods)
+            classes = [shadow] if base is cls else [*classes, shadow]
+    clone = copy.deepcopy(scheduler)
+    clone.__class__ = type(cls.__name__, tuple(classes), {})
+    return clone
+
+
+def _to_cpu(scheduler):
+    """The scheduler, a copy, where double precision is to be had and nothing waits for a device."""
+    vars(scheduler).update({k: v.cpu() for k, v in vars(scheduler).items() if isinstance(v, torch.Tensor)})
+    return scheduler
+
+
+def _with_globals(method, replacements):
+    rebound = types.FunctionType(
+        method.__code__, {**method.__globals__, **replacements}, method.__name__, method.__defaults__, method.__closure__
+    )
+    rebound.__kwdefaults__ = method.__kwdefaults__
+    rebound.__annotations__ = method.__annotations__  # part of the signature, which pipelines look at
+    return rebound
 
 
 def with_noise(scheduler, draw):
-    """A copy of `scheduler` whose steps call `draw(shape, **kwargs)` where the original draws noise.
+    """A copy of `scheduler` whose steps call `draw(shape, device=..., dtype=..., ...)` where the original draws noise.
 
-    The copy gets a class of its own with the drawing methods rebound: patching `randn_tensor` in the scheduler's module
-    would reach every other pipeline of the process while it lasts.
+    That is `randn_tensor`, and every increment of a Brownian tree.
     """
-    cls = type(scheduler)
-    methods = {}
-    for base in reversed(cls.__mro__):
-        for name, method in vars(base).items():
-            if isinstance(method, types.FunctionType) and "randn_tensor" in method.__code__.co_names:
-                rebound = types.FunctionType(
-                    method.__code__,
-                    {**method.__globals__, "randn_tensor": draw},
-                    name,
-                    method.__defaults__,
-                    method.__closure__,
-                )
-                rebound.__kwdefaults__ = method.__kwdefaults__
-                methods[name] = rebound
-    clone = copy.deepcopy(scheduler)
-    clone.__class__ = type(cls.__name__, (cls,), methods)
-    return clone
+
+    def tree(x, *args, **kwargs):
+        return lambda *sigmas: draw(x.shape, device=x.device, dtype=x.dtype)
+
+    return _rebind(scheduler, {"randn_tensor": draw, "BrownianTreeNoiseSampler": tree})
+
+
+def draw_noises(scheduler, sample, *, start=0, stop=None, generator=None, step_kwargs=None):
+    """The noises that `scheduler` will draw in its evaluations start..stop for a sample like `sample`, in its own order.
+
+    scheduler: with timesteps, not stepped; it is copied and not touched.  sample: what a pipeline hands to `step`, of
+    which only shape, dtype and device count.  generator: as in a pipeline's call; one, a list of one for each sample, or
+    None for PyTorch's global one.  It ends where a stock run leaves it, the global one too.
+
+    Raises ValueError if the scheduler is refused by name, has no timesteps, has been stepped, or cannot be stepped.
+    """
+    _check_class(scheduler)
+    _check_ready(scheduler)
+    noises = []
+
+    def recorded(noise):
+        noises.append(noise)
+        return noise
+
+    def tree(*args, **kwargs):
+        sampler = diffusers.schedulers.scheduling_dpmsolver_sde.BrownianTreeNoiseSampler(*args, **kwargs)
+        return lambda *sigmas: recorded(sampler(*sigmas))
+
+    def draw(*args, **kwargs):
+        return recorded(randn_tensor(*args, **kwargs))
+
+    own = _rebind(scheduler, {"randn_tensor": draw, "BrownianTreeNoiseSampler": tree})
+    step_kwargs = dict(step_kwargs or {})
+    if "generator" in inspect.signature(type(scheduler).step).parameters:
+        step_kwargs["generator"] = generator
+    blank = torch.zeros_like(sample)
+    for _ in _run(own, start, stop, step_kwargs, lambda j, _: blank, lambda j: blank):
+        pass
+    return noises
 
 
 def start_at(scheduler, start):
@@ -53,16 +137,18 @@ def start_at(scheduler, start):
     return scheduler.timesteps[start:]
 
 
-def read_sampler(scheduler, num_inference_steps=None, *, start=0, step_kwargs=None):
+def read_sampler(scheduler, num_inference_steps=None, *, start=0, stop=None, step_kwargs=None):
     """Read `scheduler` as a `Sampler`: E evaluations, K noise draws, all coefficients in float64.
 
     scheduler: a diffusers scheduler; it is copied and not touched.  num_inference_steps: set on the copy; without it the
-    scheduler's present timesteps are read.  start: the evaluation to begin at.  step_kwargs: further arguments of its
-    `step`, such as DDIM's `eta`.
+    scheduler's present timesteps are read.  start, stop: the evaluation to begin at and the one to end before, for
+    pipelines that take a slice of the timesteps.  A last timestep that is only the end of the last step is no evaluation.
+    step_kwargs: further arguments of its `step`, such as DDIM's `eta`.
 
-    Raises ValueError if the scheduler has no timesteps, has already been stepped, or is not linear (`clip_sample`,
-    `thresholding`); the message names the option to turn off.
+    Raises ValueError, which names the scheduler and what to use or turn off, if it has no timesteps, has already been
+    stepped, is not linear (`clip_sample`, `thresholding`), or is one that no stock loop just steps.
     """
+    _check_class(scheduler)
     name = type(scheduler).__name__
     if num_inference_steps is not None:
         if (
@@ -72,124 +158,272 @@ def read_sampler(scheduler, num_inference_steps=None, *, start=0, step_kwargs=No
         ):
             raise ValueError(f"num_inference_steps must be a whole number of at least 1, got {num_inference_steps!r}")
         scheduler = copy.deepcopy(scheduler)
-        scheduler.set_timesteps(int(num_inference_steps))
-    if getattr(scheduler, "num_inference_steps", None) is None and getattr(scheduler, "timesteps", None) is None:
-        raise ValueError(f"scheduler: {name} has no timesteps: call set_timesteps or pass num_inference_steps")
-    if getattr(scheduler, "_step_index", None) is not None:
-        raise ValueError(f"scheduler: {name} has already been stepped: call set_timesteps first")
-    count = len(scheduler.timesteps) - start
-    if start < 0 or count < 1:
-        raise ValueError(f"start must be in 0..{len(scheduler.timesteps) - 1}, got {start}")
-    step_kwargs = dict(step_kwargs or {})
-    if "return_dict" in inspect.signature(type(scheduler).step).parameters:
-        step_kwargs["return_dict"] = False
-
-    timesteps, steps, inputs = _probe(scheduler, start, count, step_kwargs)
-    sampler = Sampler(timesteps, steps, inputs, _read_levels(scheduler, start))
-    _check_linear(scheduler, start, sampler, step_kwargs)
-    return sampler
-
-
-def _read_levels(scheduler, start):
-    """Signal and noise of the forward process at every evaluation and at the end, [E + 1, 2]; None if it has none.
-
-    The end counts as clean, though some samplers stop a little before it.
-    """
-    flow = hasattr(scheduler, "scale_noise")
-    if not flow and not hasattr(scheduler, "add_noise"):
-        return None
-    signal, noise = torch.eye(2, dtype=torch.float64).reshape(2, 1, 1, 1, 2)
-
-    def level(timestep):
-        fresh = copy.deepcopy(scheduler)  # some remember the first timestep they were asked for
-        fresh._begin_index = None  # else every timestep would be taken for the first
-        t = timestep.reshape(1)
-        return (fresh.scale_noise(signal, t, noise) if flow else fresh.add_noise(signal, noise, t)).double().reshape(2)
-
-    return torch.stack([*(level(timestep) for timestep in scheduler.timesteps[start:]), signal.reshape(2)]).numpy()
+        try:
+            scheduler.set_timesteps(int(num_inference_steps))
+        except Exception as error:
+            raise ValueError(
+                f"scheduler: {name}.set_timesteps({num_inference_steps}) raised {_describe(error)}; set its timesteps "
+                "yourself, or use another number of steps"
+            ) from error
+    _check_ready(scheduler)
+    whole = len(scheduler.timesteps)
+    if not 0 <= start < whole:
+        raise ValueError(f"start must be in 0..{whole - 1}, got {start}")
+    if stop is not None and not start < stop <= whole:
+        raise ValueError(f"stop must be in {start + 1}..{whole}, got {stop}")
+    timesteps, steps, inputs = _probe(scheduler, start, stop, dict(step_kwargs or {}))
+    return Sampler(timesteps, steps, inputs, _read_levels(scheduler, start, inputs, stop not in (None, whole)))
 
 
-def natural_guess(sampler, target, seed=0):
-    """Where the inversion of `target` [B, ...] best starts: a noisy image of the last step's level, S z_0 + sigma n.
+def natural_guess(sampler, target, seed=0, evaluation=-1):
+    """Where the inversion of `target` [B, ...] best starts: a noisy image of an evaluation's level, S z_0 + sigma n.
 
-    Its solution inherits the noise's nature; started from the clean image itself, a step without contraction ends in noise
-    that is none.  The noise is the same on every machine and device, and for the first images of a longer batch.
-    Returns None if the sampler does not tell its levels.
+    evaluation: by default the last one.  Its solution inherits the noise's nature; started from the clean image itself, a
+    step without contraction ends in noise that is none.  The noise is the same for every image of a batch, so that each is
+    inverted as it would be alone, and on every machine and device.  Returns None if the sampler does not tell its levels.
     """
     if sampler.levels is None:
         return None
-    signal, sigma = sampler.levels[-2]
-    noise = np.random.default_rng(seed).standard_normal(tuple(target.shape), dtype=np.float32)
+    signal, sigma = sampler.levels[:-1][evaluation]
+    noise = np.random.default_rng(seed).standard_normal(tuple(target.shape[1:]), dtype=np.float32)
     return signal * target + sigma * torch.from_numpy(noise).to(target)
 
 
-def _run(scheduler, start, step_kwargs, draw, state, model_output):
-    """Step a copy of the scheduler; state(j, previous) and model_output(j) say what it is given."""
-    scheduler = with_noise(scheduler, draw)
-    sample = None
-    for j, timestep in enumerate(start_at(scheduler, start)):
-        sample = state(j, sample)
-        scaled = scheduler.scale_model_input(sample, timestep) if hasattr(scheduler, "scale_model_input") else sample
-        sample = scheduler.step(model_output(j), timestep, sample, **step_kwargs)[0]
-        yield timestep, scaled, sample
+# ---------------------------------------------------------------------------------------------------------- what is refused
 
 
-def _probe(scheduler, start, count, step_kwargs):
-    width = (2 + MAX_DRAWS) * count + MAX_DRAWS
-    draws = 0
-
-    def one_hot(i):
-        vector = torch.zeros(1, 1, 1, width, dtype=torch.float64)
-        vector[..., i] = 1
-        return vector
-
-    def draw(shape, *args, **kwargs):
-        nonlocal draws
-        draws += 1
-        if 2 * count + draws > width:
-            raise ValueError(f"scheduler: {type(scheduler).__name__} draws noise more than {MAX_DRAWS} times a step")
-        return one_hot(2 * count + draws - 1)
-
-    timesteps, steps, inputs = [], [], []
-    run = _run(scheduler, start, step_kwargs, draw, lambda j, _: one_hot(j), lambda j: one_hot(count + j))
-    for j, (timestep, scaled, sample) in enumerate(run):
-        timesteps.append(float(timestep))
-        steps.append(sample.double().reshape(-1).numpy())
-        scaled = scaled.double().reshape(-1).numpy()
-        inputs.append(scaled[j])
-        if np.count_nonzero(scaled) > 1 or scaled[j] == 0:
-            raise ValueError(
-                f"scheduler: {type(scheduler).__name__}.scale_model_input does more than scale the sample it is given"
-            )
-    return np.array(timesteps), np.stack(steps)[:, : 2 * count + draws], np.array(inputs)
+def _check_class(scheduler):
+    """Refuse what is known not to be a linear sampler, and what is known to hand `step` more than samples."""
+    for cls in type(scheduler).__mro__:
+        if cls.__name__ in REFUSED:
+            raise ValueError(f"scheduler: {cls.__name__} cannot be inverted: it {REFUSED[cls.__name__]}")
+    name = type(scheduler).__name__
+    if (stages := _option(scheduler, "stages")) not in (None, 1):
+        raise ValueError(
+            f"scheduler: {name} with stages={stages} starts anew at each size of its sample, which cannot be "
+            f"inverted; use {_instead(scheduler, stages=1, stage_range=[0, 1])}"
+        )
+    if _option(scheduler, "scale_factors"):
+        raise ValueError(
+            f"scheduler: {name} with scale_factors changes the size of its sample, which cannot be inverted; use "
+            f"{_instead(scheduler, scale_factors=None)}"
+        )
+    if (variance := _option(scheduler, "variance_type")) in ("learned", "learned_range"):
+        raise ValueError(
+            f"scheduler: {name} with variance_type={variance!r} has the network predict a variance as well, "
+            f"which cannot be inverted; use {_instead(scheduler, variance_type='fixed_small')}"
+        )
 
 
-def _check_linear(scheduler, start, sampler, step_kwargs):
-    """Run the scheduler on random vectors, large enough to be clipped, and compare with the linear form."""
-    count, states, rng = len(sampler), sampler.states, np.random.default_rng(0)
-    given = 4 * rng.standard_normal((1 + count + sampler.num_noises, 64))
-    given[0] *= max(1.0, float(getattr(scheduler, "init_noise_sigma", 1.0)))
-    vectors = [torch.from_numpy(row).reshape(1, 1, 8, 8) for row in given]
-    noises = iter(vectors[1 + count :])
+def _check_ready(scheduler):
+    name = type(scheduler).__name__
+    if not _has_timesteps(scheduler):
+        raise ValueError(f"scheduler: {name} has no timesteps: call set_timesteps or pass num_inference_steps")
+    if getattr(scheduler, "_step_index", None) is not None or getattr(scheduler, "counter", 0):  # the latter: PNDM
+        raise ValueError(f"scheduler: {name} has already been stepped: call set_timesteps first")
 
-    def state(j, previous):
-        return vectors[0] if j == 0 else previous
 
-    run = _run(scheduler, start, step_kwargs, lambda *a, **k: next(noises), state, lambda j: vectors[1 + j])
-    for j, (_, _, sample) in enumerate(run):
-        expected = states[j + 1] @ given
-        error = np.abs(sample.double().reshape(-1).numpy() - expected).max()
-        if not error <= LINEAR_TOLERANCE * np.abs(states[j + 1][:, None] * given).max():
-            raise ValueError(_nonlinear_message(scheduler))
+def _has_timesteps(scheduler):
+    timesteps = getattr(scheduler, "timesteps", None)
+    if timesteps is None or len(timesteps) == 0:
+        return False
+    if getattr(scheduler, "num_inference_steps", None) is not None:
+        return True
+    # Before set_timesteps some hold those they were trained with; after it some do not keep the number.
+    return len(timesteps) != scheduler.config.get("num_train_timesteps")
+
+
+def _option(scheduler, name):
+    """An option of the scheduler's own class: from_config also carries along those of the class before it."""
+    return scheduler.config.get(name) if name in inspect.signature(type(scheduler).__init__).parameters else None
+
+
+def _describe(error):
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def _instead(scheduler, **options):
+    given = ", ".join(f"{name}={value!r}" for name, value in options.items())
+    return f"{type(scheduler).__name__}.from_config(scheduler.config, {given})"
+
+
+def _alternative(scheduler):
+    flow = hasattr(scheduler, "scale_noise") or "Flow" in type(scheduler).__name__
+    return OTHER_FLOW if flow or scheduler.config.get("prediction_type") == "flow_prediction" else OTHER
 
 
 def _nonlinear_message(scheduler):
     name = type(scheduler).__name__
-    active = [option for option in NONLINEAR_OPTIONS if scheduler.config.get(option)]
+    active = [option for option in NONLINEAR_OPTIONS if _option(scheduler, option)]
     if not active:
-        return f"scheduler: {name} is not linear in the network's output and cannot be inverted"
-    options = ", ".join(f"{option}=False" for option in active)
+        return f"scheduler: {name} is not linear in the network's output and cannot be inverted; {_alternative(scheduler)}"
     return (
         f"scheduler: {name} with {' and '.join(f'{option}=True' for option in active)} is not linear and cannot be "
-        f"inverted; turn it off with {name}.from_config(scheduler.config, {options})"
+        f"inverted; turn it off with {_instead(scheduler, **dict.fromkeys(active, False))}"
     )
+
+
+# ---------------------------------------------------------------------------------------------------------------- the levels
+
+
+def _read_levels(scheduler, start, inputs, open_end):
+    """Signal and noise of the forward process at the evaluations and at their end, [E + 1, 2]; None if it has none.
+
+    inputs [E]: what the network's input is scaled by.  open_end: the end is the timestep that would come next.  Else it
+    counts as clean, though some samplers stop a little before it.
+    """
+    level = _forward_process(scheduler)
+    timesteps = scheduler.timesteps[start : start + len(inputs) + open_end].cpu()
+    if level is None:
+        return None
+    try:
+        levels = np.array([level(timestep) for timestep in timesteps])
+    except Exception:  # whatever an unknown scheduler makes of it: it is only the first guess that needs the levels
+        return None
+    if _option(scheduler, "invert_sigmas"):
+        levels = levels[:, ::-1]
+    # Second-order schedulers name the level of a step's end for the point within it; the scale of its input tells better.
+    evaluated = levels[: len(inputs)]
+    off = np.abs(inputs * np.hypot(*evaluated.T) - 1) > 1e-3
+    if not off[0] and (evaluated[:, 0] == 1).all() and _option(scheduler, "sigma_data") is None:
+        evaluated[off, 1] = np.sqrt(1 / np.minimum(inputs[off], 1) ** 2 - 1)
+    levels = levels if open_end else np.vstack([levels, [1, 0]])
+    # A scheduler that runs from the image to the noise does not end at a clean one.
+    return levels if np.isfinite(levels).all() and (np.diff(levels[: len(inputs), 1]) <= 1e-6).all() else None
+
+
+def _forward_process(scheduler):
+    """level(timestep) -> [2], the signal and the noise there; None if the scheduler does not tell."""
+    signal, noise = torch.eye(2, dtype=torch.float64).reshape(2, 1, 1, 1, 2)
+    fresh = _to_cpu(copy.deepcopy(scheduler))
+    fresh._begin_index = None  # else every timestep would be taken for the first
+    state = dict(vars(fresh))
+
+    def added(timestep):
+        t = timestep.reshape(1)
+        result = fresh.scale_noise(signal, t, noise) if hasattr(fresh, "scale_noise") else fresh.add_noise(signal, noise, t)
+        vars(fresh).update(state)  # some remember the first timestep they were asked for
+        return result.double().reshape(2).tolist()
+
+    def diffused(timestep):
+        alpha = float(fresh.alphas_cumprod[timestep])
+        return [alpha**0.5, (1 - alpha) ** 0.5]
+
+    def rectified(timestep):
+        sigma = float(fresh.sigmas[int((fresh.timesteps == timestep).nonzero()[-1])])
+        return [1 - sigma, sigma]
+
+    if hasattr(scheduler, "scale_noise") or hasattr(scheduler, "add_noise"):
+        return added
+    if hasattr(scheduler, "alphas_cumprod"):
+        return diffused
+    return rectified if isinstance(scheduler, diffusers.LTXEulerAncestralRFScheduler) else None
+
+
+# ------------------------------------------------------------------------------------------------------------------- the run
+
+
+def _run(scheduler, start, stop, step_kwargs, state, model_output):
+    """Step `scheduler` from evaluation start to stop; state(j, previous) and model_output(j) say what it is given.
+
+    Yields timestep, scaled model input and new sample.  Ends early at a timestep that is only the end of the last step.
+    """
+    name = type(scheduler).__name__
+    parameters = inspect.signature(scheduler.step).parameters
+    step_kwargs = {key: value for key, value in step_kwargs.items() if key not in MIRRORED}
+    if "return_dict" in parameters:
+        step_kwargs["return_dict"] = False
+    whole = start_at(scheduler, start)
+    timesteps = whole if stop is None else whole[: stop - start]
+    sample, result = None, (None, None)
+    for j, timestep in enumerate(timesteps):
+        sample, output = state(j, sample), model_output(j)
+        told = dict(step_kwargs)
+        if "old_pred_original_sample" in parameters:
+            told["old_pred_original_sample"] = result[1]
+            told["timestep_back"] = timesteps[j - 1] if j > 0 else None
+        if "prev_timestep" in parameters:
+            told["prev_timestep"] = timesteps[j + 1] if j + 1 < len(timesteps) else None
+        if isinstance(scheduler, diffusers.DDPMWuerstchenScheduler):
+            timestep = timestep.expand(len(sample))
+        try:
+            scaled = sample
+            if hasattr(scheduler, "scale_model_input"):
+                scaled = scheduler.scale_model_input(sample, timestep)
+            result = scheduler.step(model_output=output, timestep=timestep, sample=sample, **told)
+            if isinstance(result, dict):
+                result = result.to_tuple()
+        except Exception as error:
+            if isinstance(error, IndexError) and stop is None and 0 < j == len(timesteps) - 1:
+                return
+            raise ValueError(
+                f"scheduler: {name} cannot be inverted: its step raised {_describe(error)}; {_alternative(scheduler)}"
+            ) from error
+        sample = result[0]
+        yield timestep, scaled, sample
+
+
+def _probe(scheduler, start, stop, step_kwargs):
+    """Read timesteps [E], steps [E, 2 E + K] and inputs [E], and check that the scheduler is linear.
+
+    Each vector holds one-hot elements, which read the coefficients of a step, and beside them random ones, large enough
+    to be clipped, which run through all steps: these have to come out as the coefficients say.
+    """
+    name = type(scheduler).__name__
+    count = (len(scheduler.timesteps) if stop is None else stop) - start
+    width = (2 + MAX_DRAWS) * count + MAX_DRAWS
+    rng = np.random.default_rng(0)
+    given = 4 * rng.standard_normal((width, CHECKED))  # in the order of the columns; of the states only the first counts
+    given[0] *= max(1.0, float(getattr(scheduler, "init_noise_sigma", 1.0)))
+    draws = 0
+
+    def vector(i, checked):
+        one_hot = torch.zeros(width, dtype=torch.float64)
+        one_hot[i] = 1
+        return torch.cat([one_hot, torch.as_tensor(checked)]).reshape(1, 1, 1, -1)
+
+    def state(j, previous):
+        return vector(j, given[0] if j == 0 else previous.reshape(-1)[width:])
+
+    def model_output(j):
+        return vector(count + j, given[count + j])
+
+    def draw(shape, *args, **kwargs):
+        nonlocal draws
+        if 2 * count + draws == width:
+            raise ValueError(f"it draws noise more than {MAX_DRAWS} times a step")
+        if tuple(shape) != (1, 1, 1, width + CHECKED):
+            raise ValueError("it changes the size of its sample")
+        draws += 1
+        return vector(2 * count + draws - 1, given[2 * count + draws - 1])
+
+    def is_linear(sample):
+        row, checked = sample[:width], sample[width:]
+        error = np.abs(checked - row @ given).max()
+        return error <= LINEAR_TOLERANCE * np.abs(row[:, None] * given).max()
+
+    timesteps, steps, inputs, drawn = [], [], [], 0
+    for j, (timestep, scaled, sample) in enumerate(
+        _run(_to_cpu(with_noise(scheduler, draw)), start, stop, step_kwargs, state, model_output)
+    ):
+        if sample.numel() != width + CHECKED:
+            raise ValueError(f"scheduler: {name} cannot be inverted: it changes the size of its sample")
+        sample, scaled = (one.double().reshape(-1).numpy() for one in (sample, scaled))
+        if np.count_nonzero(scaled[:width]) > 1 or scaled[j] == 0:
+            raise ValueError(f"scheduler: {name}.scale_model_input does more than scale the sample it is given")
+        if not np.isfinite(sample[:width]).all():
+            raise ValueError(
+                f"scheduler: {name} cannot be inverted: step {j} of {count} returns NaN or infinity in this configuration; "
+                f"{_alternative(scheduler)}"
+            )
+        if not is_linear(sample):
+            raise ValueError(_nonlinear_message(scheduler))
+        if j + 1 < count:
+            given[j + 1] = sample[width:]
+        timesteps.append(float(timestep))
+        steps.append(sample[:width])
+        inputs.append(scaled[j])
+        drawn = draws
+    done = len(steps)
+    columns = np.r_[0:done, count : count + done, 2 * count : 2 * count + drawn]
+    return np.array(timesteps), np.stack(steps)[:, columns], np.array(inputs)

@@ -85,15 +85,15 @@ def test_the_natural_guess():
     guess = natural_guess(sampler, target, seed=3)
     torch.manual_seed(1)
     assert torch.equal(natural_guess(sampler, target, seed=3), guess)
-    for length in (1, 2):
-        assert torch.equal(natural_guess(sampler, target[:length], seed=3), guess[:length])
+    for some in (slice(1), slice(2), slice(3, 5)):  # each image as if it were alone
+        assert torch.equal(natural_guess(sampler, target[some], seed=3), guess[some])
     assert not torch.allclose(natural_guess(sampler, target, seed=4), guess)
     assert natural_guess(sampler, target.half()).dtype == torch.float16
     signal, sigma = sampler.levels[-2]
     noise = (guess - signal * target) / sigma
-    assert abs(float(noise.mean())) < 0.03 and abs(float(noise.std()) - 1) < 0.03
+    assert torch.allclose(noise[0], noise[1], atol=1e-5)
+    assert abs(float(noise[0].mean())) < 0.06 and abs(float(noise[0].std()) - 1) < 0.06
     assert abs(float((noise * target).mean())) < 0.03
-    assert abs(float((noise[0] * noise[1]).mean())) < 0.07
 
 
 def test_other_seeds_find_other_noises_of_the_same_image(turbo, held_out):
@@ -138,7 +138,7 @@ def test_absorbing_leaves_the_latents_the_size_of_noise(stochastic, held_out, ma
     images, captions, _ = held_out
     inv = nrinv.invert(stochastic, images[:2], captions[:2], noise="absorb", max_nfe=max_nfe, **CALL)
     if max_nfe <= 4:
-        assert (root_mean_square(inv.latents) - 1).abs().max() < 0.05
+        assert (root_mean_square(inv.latents) - 1).abs().max() < 0.06
     else:  # what an exact reconstruction needs is shared between the state and the noises
         noises = torch.stack([root_mean_square(noise) for noise in inv.noises])
         assert (root_mean_square(inv.latents) < 1.25 * noises.amax(0)).all() and noises.max() < 1.3
