@@ -253,7 +253,7 @@ class ModelProblem:
 
     def network(self, z):
         """m(z) as the stock pipeline evaluates it."""
-        from nrinv.pipeline import swapped_scheduler
+        from nrinv.host import swapped_scheduler
         from nrinv.scheduler import Finished, InverseScheduler
 
         work, seen = self.work, []

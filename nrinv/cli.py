@@ -34,6 +34,12 @@ class Noise(StrEnum):
     absorb = "absorb"
 
 
+class Order(StrEnum):
+    auto = "auto"
+    reversed = "reversed"
+    passes = "passes"
+
+
 def _quiet():
     """Keep the libraries' advice on optional packages out of the output."""
     warnings.filterwarnings("ignore", module="diffusers|transformers|huggingface_hub")
@@ -107,6 +113,7 @@ def invert(
     noise: Annotated[Noise, typer.Option(help="Stochastic schedulers: solve for recorded noise, or absorb errors.")] = (
         Noise.record
     ),
+    order: Annotated[Order, typer.Option(help="Drive the loop reversed, or in whole passes.")] = Order.auto,
     replay: Annotated[bool, typer.Option("--replay", help="Also store corrections for an exact replay.")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Draw the image again and report the error.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of a stochastic scheduler's noise and of the first guess.")] = 0,
@@ -139,6 +146,7 @@ def invert(
             refine=refine,
             prior=prior,
             noise=noise.value,
+            order=order.value,
             replay=replay,
             verify=verify,
             seed=seed,

@@ -31,6 +31,7 @@ class InversionOutput(BaseOutput):
     trajectory: E + 1 states from z_T to z_0, if asked for.
     corrections: E tensors [B, ...], what each evaluation of a stock run from the noise misses the trajectory by, if asked
     for; `generate(..., replay=True)` adds them.  The other fields describe the noise alone.
+    order: how the pipeline was driven, "reversed" or in whole "passes".
     prompt, call: what to call the pipeline with, beside `latents`.
     stats: how natural the noise is.
     pipeline, scheduler, scheduler_config: class names and configuration the inversion was made with.
@@ -47,6 +48,7 @@ class InversionOutput(BaseOutput):
     error: np.ndarray | None = None
     trajectory: list | None = None
     corrections: list | None = None
+    order: str = "reversed"
     prompt: Any = None
     call: dict = field(default_factory=dict)
     pipeline: str | None = None
@@ -97,7 +99,7 @@ class InversionOutput(BaseOutput):
                 tensors[f"call.{name}"] = value
             else:
                 call[name] = value
-        metadata = {name: getattr(self, name) for name in ("start", "reasons", "prompt", "pipeline", "scheduler")}
+        metadata = {name: getattr(self, name) for name in ("start", "reasons", "order", "prompt", "pipeline", "scheduler")}
         metadata.update(call=call, scheduler_config=self.scheduler_config, versions=_versions())
         try:
             text = json.dumps(metadata, default=_plain)
@@ -105,6 +107,32 @@ class InversionOutput(BaseOutput):
             raise ValueError(f"call: an argument cannot be saved: {error}") from error
         tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
         save_file(tensors, str(path), metadata={"format": FORMAT, "nrinv": text})
+
+
+def concatenate(parts, prompt, call):
+    """The inversion of all images, from those of some of them."""
+
+    def join(name):
+        values = [getattr(part, name) for part in parts]
+        if any(value is None for value in values):
+            return None
+        if name in ("latents",):
+            return torch.cat(values)
+        if name in LISTS:
+            return [torch.cat(each) for each in zip(*values, strict=True)]
+        return np.concatenate(values, axis=-1)
+
+    same = {name: getattr(parts[0], name) for name in ("timesteps", "start", "pipeline", "scheduler", "scheduler_config")}
+    names = ("latents", "residuals", "step_nfe", "nfe", "error", *LISTS)
+    orders = {part.order for part in parts}
+    return InversionOutput(
+        **{name: join(name) for name in names},
+        **same,
+        reasons=[reason for part in parts for reason in part.reasons],
+        order=orders.pop() if len(orders) == 1 else "passes",
+        prompt=parts[0].prompt if prompt is None or isinstance(prompt, str) else prompt,
+        call={**parts[0].call, **call},
+    )
 
 
 def _plain(value):

@@ -1,12 +1,16 @@
 """Between images and the latents a pipeline samples in."""
 
+import inspect
 import math
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers.image_processor import VaeImageProcessor
 from PIL import Image, ImageOps
+
+from .host import parameters, rebind
 
 IMAGE_TYPES = "a PIL image, a NumPy array [H, W, 3], a tensor [3, H, W], a path, a list of these, or latents"
 
@@ -53,11 +57,7 @@ def _to_batches(image):
         if image.ndim not in (3, 4):
             raise ValueError(f"image must be a tensor [3, H, W] or [B, 3, H, W], got shape {tuple(image.shape)}")
         image = image if image.ndim == 4 else image[None]
-        if image.shape[1] == 3:
-            return [_in_range(image)]
-        if not torch.isfinite(image).all():
-            raise ValueError("image must be finite, got NaN or infinity")
-        return [image]
+        return [_in_range(image) if image.shape[1] == 3 else image]
     raise ValueError(f"image must be {IMAGE_TYPES}, got {type(image).__name__}")
 
 
@@ -77,6 +77,9 @@ def _statistics(vae, like):
     """(mean, std) with (z - mean) / std the latents the network sees: diffusers' three conventions in one."""
     config = vae.config
     scaling = config.get("scaling_factor") or 1.0
+    if hasattr(vae, "bn"):  # Flux.2 keeps the statistics of 2 x 2 patches in a layer of batch normalisation
+        mean, variance = (x.float().reshape(1, -1, 1, 1) for x in (vae.bn.running_mean, vae.bn.running_var))
+        return mean.to(like.device), (variance + config["batch_norm_eps"]).sqrt().to(like.device)
     mean, std = config.get("latents_mean"), config.get("latents_std")
     if mean is None or std is None:
         return config.get("shift_factor") or 0.0, 1.0 / scaling
@@ -90,16 +93,52 @@ def _unit(batch):
     return (batch + 1) / 2 if isinstance(batch, torch.Tensor) and batch.min() < 0 else batch
 
 
-def _latent_channels(pipe):
-    return pipe.vae.config.get("latent_channels") or pipe.vae.config.get("z_dim")
+def _network(pipe):
+    for name in ("unet", "transformer", "prior", "decoder"):
+        if getattr(pipe, name, None) is not None:
+            return getattr(pipe, name)
+    raise ValueError(f"pipe: {type(pipe).__name__} has neither a unet nor a transformer")
 
 
-def _network_dtype(pipe):
-    return (getattr(pipe, "unet", None) or pipe.transformer).dtype
+def _vae(pipe):
+    for name in ("vae", "movq", "vqgan", "vqvae"):
+        if getattr(pipe, name, None) is not None:
+            return getattr(pipe, name)
+    raise ValueError(f"image: {type(pipe).__name__} has no autoencoder; give latents")
 
 
-def _is_latents(pipe, batch):
-    return isinstance(batch, torch.Tensor) and batch.shape[1] != 3 and batch.shape[1] == _latent_channels(pipe)
+def _packs(pipe):
+    """Whether the pipeline's latents are patches in a row, [B, N, C]."""
+    return hasattr(pipe, "_pack_latents")
+
+
+def _channels(pipe):
+    """The channels latents of this pipeline may have: those of its autoencoder, and those its network takes."""
+    found = set()
+    for part, names in (
+        ("vae", ("latent_channels", "z_dim")),
+        ("unet", ("in_channels",)),
+        ("transformer", ("in_channels",)),
+    ):
+        config = getattr(getattr(pipe, part, None), "config", {})
+        found.update(config.get(name) for name in names)
+        if part == "vae" and getattr(pipe, "transformer", None) is not None:  # patches of 2 x 2
+            found.update(4 * channels for channels in list(found) if channels)
+    return found - {None}
+
+
+def is_latents(pipe, image):
+    """Whether a tensor is latents rather than an image; in which layout, the pipeline knows."""
+    if not isinstance(image, torch.Tensor) or not torch.is_floating_point(image):
+        return False
+    if image.ndim == 5:
+        return image.shape[1] != 3 or 3 in _channels(pipe)
+    if image.ndim == 4:
+        return image.shape[1] != 3 and image.shape[1] in _channels(pipe)
+    channels = _channels(pipe)
+    if image.ndim != 3 or not (image.shape[-1] in channels or image.shape[1] in channels):  # patches in a row, or sound
+        return False
+    return _packs(pipe) or (image.shape[0] != 3 and image.shape[0] not in channels)
 
 
 def read_images(pipe, image, *, height=None, width=None):
@@ -107,53 +146,179 @@ def read_images(pipe, image, *, height=None, width=None):
     images = list(image) if isinstance(image, (list, tuple)) else [image]
     if not images:
         raise ValueError("image must hold at least one image, got an empty list")
-    batches = [batch for one in images for batch in _to_batches(one)]
-    latents = [_is_latents(pipe, batch) for batch in batches]
-    if any(latents):
-        if not all(latents) or len({tuple(batch.shape[1:]) for batch in batches}) > 1:
+    latents = [one if is_latents(pipe, one) else one[None] if _is_one(pipe, one) else None for one in images]
+    if any(one is not None for one in latents):
+        if any(one is None for one in latents) or len({tuple(one.shape[1:]) for one in latents}) > 1:
             raise ValueError("image must hold either images or latents of one shape, got a mixture")
-        return torch.cat(batches)
+        if not all(torch.isfinite(one).all() for one in latents):
+            raise ValueError("image must be finite, got NaN or infinity")
+        return torch.cat(latents)
+    batches = [batch for one in images for batch in _to_batches(one)]
     for batch in batches:
         if isinstance(batch, torch.Tensor) and batch.shape[1] != 3:
-            channels = _latent_channels(pipe)
+            channels = " or ".join(map(str, sorted(_channels(pipe))))
             raise ValueError(f"image must have 3 channels, or {channels} if it is latents, got shape {tuple(batch.shape)}")
-    pixels = [pipe.image_processor.preprocess(_unit(batch), height=height, width=width) for batch in batches]
+    processor = getattr(pipe, "image_processor", None) or VaeImageProcessor(vae_scale_factor=scale_factor(pipe))
+    pixels = [processor.preprocess(_unit(batch), height=height, width=width) for batch in batches]
     sizes = {tuple(p.shape[-2:]) for p in pixels}
     if len(sizes) > 1:
         raise ValueError(f"image: all images must have one size, got {sorted(sizes)}; give height and width to resize them")
     return torch.cat(pixels).contiguous()  # another layout takes other kernels, which round differently
 
 
+def _is_one(pipe, image):
+    """Latents of one image, without the dimension of the batch."""
+    return isinstance(image, torch.Tensor) and image.ndim == 3 and image.shape[0] != 3 and is_latents(pipe, image[None])
+
+
+def scale_factor(pipe):
+    """Pixels of an image per latent."""
+    for name in ("vae_scale_factor", "vae_scale_factor_spatial", "vae_spatial_compression_ratio", "movq_scale_factor"):
+        if getattr(pipe, name, None) is not None:
+            return int(getattr(pipe, name))
+    return 8
+
+
+def image_size(pipe, latents, *, height=None, width=None):
+    """{"height": ..., "width": ...} of the image that `latents` stand for, as far as that can be known."""
+    if height is None and width is None and latents.ndim > 3:
+        height, width = (n * scale_factor(pipe) * (2 if _takes_patches(pipe) else 1) for n in latents.shape[-2:])
+    known = parameters(pipe)
+    return {name: n for name, n in (("height", height), ("width", width)) if n is not None and name in known}
+
+
+def _lay_out(pipe, z, height, width):
+    """Latents [B, C, h, w] of the autoencoder as `latents=` takes them.
+
+    The pipeline's own `prepare_latents` packs them: it is handed them where it would draw noise.
+    """
+    drawn = []
+
+    def draw(shape, *args, **kwargs):
+        drawn.append(z.reshape(shape))
+        return drawn[-1]
+
+    known = {
+        "batch_size": z.shape[0],
+        "num_channels_latents": z.shape[1],
+        "num_latents_channels": z.shape[1],
+        "height": height,
+        "width": width,
+        "num_frames": 1,
+        "layers": 1,
+        "dtype": z.dtype,
+        "device": z.device,
+        "generator": None,
+        "latents": None,
+        "image": None,
+    }
+    prepare = rebind(type(pipe).prepare_latents, randn_tensor=draw)
+    names = [name for name in inspect.signature(prepare).parameters if name != "self"]
+    try:
+        packed = prepare(pipe, **{name: known[name] for name in names if name in known})
+    except (TypeError, RuntimeError, AttributeError) as error:
+        raise ValueError(
+            f"image: {type(pipe).__name__} lays its latents out in a way that cannot be read off it; give latents as its "
+            f"`latents=` takes them ({error})"
+        ) from error
+    return packed[0] if isinstance(packed, tuple) else packed
+
+
 @torch.no_grad()
 def encode(pipe, image, *, height=None, width=None):
-    """The latents [B, C, h, w] that `pipe` would draw `image` from, in the pipeline's dtype, on its device.
+    """The latents [B, ...] that `pipe` would draw `image` from, as its `latents=` takes them, in its dtype, on its device.
 
     image: PIL image, NumPy array [H, W, 3] or [B, H, W, 3], tensor [3, H, W] or [B, 3, H, W] (both uint8, floats in 0..1, or
-    in -1..1 if any is negative), path, a list of these, or latents [B, C, h, w], which pass unchanged.
+    in -1..1 if any is negative), path, a list of these, or latents, which pass unchanged: [B, C, h, w], [B, C, F, h, w] for
+    videos, or packed [B, N, C] where the pipeline packs them (Flux, Qwen-Image, LTX).
     height, width: pixels to resize to; by default the image's own size, down to a multiple of the VAE's factor.
 
     The mode of the VAE's posterior is taken, not a sample: inversion wants the same latents every time.
-    Raises ValueError for anything else, for an empty list, for images of different sizes, and for NaN.
+    Raises ValueError for anything else, for an empty list, for images of different sizes, for NaN, and for images where the
+    pipeline has no autoencoder.
     """
-    vae, device, dtype = pipe.vae, pipe._execution_device, _network_dtype(pipe)
-    pixels = read_images(pipe, image, height=height, width=width)
-    if _is_latents(pipe, pixels):
+    return encode_pixels(pipe, read_images(pipe, image, height=height, width=width))
+
+
+def encode_pixels(pipe, pixels):
+    """`encode` for what `read_images` returns."""
+    device, dtype = pipe._execution_device, _network(pipe).dtype
+    if is_latents(pipe, pixels):
         return pixels.to(device=device, dtype=dtype)
+    vae = _vae(pipe)
     with _vae_precision(vae) as vae_dtype:
-        z = vae.encode(pixels.to(device=device, dtype=vae_dtype)).latent_dist.mode().float()
+        pixels = pixels.to(device=device, dtype=vae_dtype)
+        encoded = vae.encode(pixels[:, :, None] if _has_frames(vae) else pixels)
+    z = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded[0]
+    z = _patches(pipe, z.float())
     mean, std = _statistics(vae, z)
-    return ((z - mean) / std).to(dtype)
+    z = ((z - mean) / std).to(dtype)
+    return _lay_out(pipe, z, *pixels.shape[-2:]) if _packs(pipe) and not _takes_patches(pipe) else z
+
+
+def _takes_patches(pipe):
+    """Flux.2 takes latents as patches [B, 4 C, h / 2, w / 2] and puts them in a row later."""
+    return hasattr(pipe, "_patchify_latents")
+
+
+def _patches(pipe, z):
+    return pipe._patchify_latents(z) if _takes_patches(pipe) else z
+
+
+def _has_frames(vae):
+    """Whether an autoencoder takes videos [B, 3, F, H, W]."""
+    return any(isinstance(module, torch.nn.Conv3d) for module in vae.modules())
 
 
 @torch.no_grad()
-def decode(pipe, latents):
-    """The images [B, 3, H, W] in 0..1, float32, that the VAE of `pipe` makes of `latents` [B, C, h, w]."""
-    vae = pipe.vae
+def decode(pipe, latents, *, height=None, width=None):
+    """The images [B, 3, H, W] in 0..1, float32, that the autoencoder of `pipe` makes of `latents`, laid out as in `encode`.
+
+    height, width: pixels of the image, needed where latents are packed.
+    Raises ValueError if they are needed and missing.
+    """
+    vae = _vae(pipe)
+    if latents.ndim == 3:
+        latents = _unpack(pipe, latents, height, width)
     mean, std = _statistics(vae, latents)
     with _vae_precision(vae) as dtype:
         z = latents.float() * std + mean
+        z = pipe._unpatchify_latents(z) if _takes_patches(pipe) else z
         pixels = vae.decode(z.to(device=pipe._execution_device, dtype=dtype), return_dict=False)[0].float()
+    pixels = pixels[:, :, 0] if pixels.ndim == 5 else pixels
     return (pixels / 2 + 0.5).clamp(0, 1)
+
+
+def _unpack(pipe, latents, height, width):
+    """The way back of `_lay_out`, which only moves elements about: pack their numbers and look where they went."""
+    if height is None or width is None:
+        raise ValueError("height and width must be given to decode packed latents")
+    vae, factor = _vae(pipe), scale_factor(pipe)
+    channels = vae.config.get("latent_channels") or vae.config.get("z_dim")
+    shape = (1, channels, *((1,) if _has_frames(vae) else ()), height // factor, width // factor)
+    numbers = torch.arange(math.prod(shape), dtype=torch.float64).reshape(shape)
+    places = _lay_out(pipe, numbers, height, width).flatten().long().argsort().to(latents.device)
+    return latents.flatten(1)[:, places].reshape(-1, *shape[1:])
+
+
+def mask_like(pipe, mask_image, inv):
+    """A mask [B, ...] of the shape of an inversion's states, 1 where the image may change, from one [H, W] in pixels.
+
+    Raises ValueError if it is no such image, or if the pipeline lays its states out otherwise than its latents.
+    """
+    if inv.trajectory and inv.trajectory[0].shape != inv.latents.shape:
+        raise ValueError(f"mask_image: {type(pipe).__name__} reorders its latents, so that a mask cannot be laid over them")
+    mask = np.asarray(mask_image.convert("L") if isinstance(mask_image, Image.Image) else mask_image, np.float32)
+    if mask.ndim != 2 or not np.isfinite(mask).all():
+        raise ValueError(f"mask_image must be an image [H, W], got shape {mask.shape}")
+    mask = torch.from_numpy(mask / (255 if mask.max() > 1 else 1))[None, None]
+    packed = inv.latents.ndim == 3
+    size = [inv.call[name] // scale_factor(pipe) for name in ("height", "width")] if packed else inv.latents.shape[-2:]
+    mask = torch.nn.functional.interpolate(mask, size=tuple(size), mode="area")
+    if packed:
+        channels = _vae(pipe).config.get("latent_channels") or _vae(pipe).config.get("z_dim")
+        return _lay_out(pipe, mask.expand(1, channels, *size).contiguous(), inv.call["height"], inv.call["width"])
+    return mask[:, :, None] if inv.latents.ndim == 5 else mask
 
 
 def psnr(a, b):

@@ -376,7 +376,10 @@ def test_bad_images(turbo, held_out, image, message):
         ({"prompt": ["a", "b", "c"]}, "prompt must be one prompt or 2, one for each image, got 3"),
         ({"prompt": 7}, "prompt must be a string or a list of strings, got 7"),
         ({"latents": torch.zeros(1)}, "latents: what is to be inverted is given as `image`"),
-        ({"num_images_per_prompt": 2}, "num_images_per_prompt must be 1, got 2"),
+        ({"num_images_per_prompt": 3}, "num_images_per_prompt must divide the 2 images, got 3"),
+        ({"order": "sideways"}, "order must be one of auto, reversed, passes, got 'sideways'"),
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
+        ({"source_prompt": "owl, noto style"}, "source_prompt is another name of prompt: give one of them"),
         ({"prompt_embeds": torch.zeros(3, 16, 160), "prompt": None}, "prompt_embeds must hold 2 prompts.*got 3"),
     ],
 )

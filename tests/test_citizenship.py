@@ -1,0 +1,229 @@
+"""What users of diffusers do to their pipelines goes on working, and is as it was afterwards."""
+
+import copy
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+
+import nrinv
+
+CALL = {"num_inference_steps": 4, "guidance_scale": 1.0}
+
+
+def seeded(seed=4):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="module")
+def plain(_pipelines, held_out):
+    """What the untouched pipeline finds for the first image."""
+    images, captions, _ = held_out
+    return nrinv.invert(_pipelines["turbo"], images[0], captions[0], **CALL)
+
+
+def assert_same_result(found, plain, atol=1e-4):
+    assert torch.allclose(found.latents.float(), plain.latents, atol=atol)
+    assert list(found.nfe) == list(plain.nfe)
+
+
+# ------------------------------------------------------------------------------------------------------------- arguments
+
+
+def test_the_names_of_ledits_are_understood(turbo, held_out, plain):
+    images, captions, _ = held_out
+    names = {"source_prompt": captions[0], "num_inversion_steps": 4, "source_guidance_scale": 1.0}
+    assert_same_result(nrinv.invert(turbo, images[0], **names), plain)
+    part = nrinv.invert(turbo, images[0], captions[0], skip=0.5, **CALL)
+    assert_same_result(part, nrinv.invert(turbo, images[0], captions[0], strength=0.5, **CALL))
+    for alias, value in {**names, "skip": 0.5}.items():
+        ours = {"prompt": captions[0], **CALL, "strength": 0.75}
+        with pytest.raises(ValueError, match=f"{alias} is another name of .*: give one of them"):
+            nrinv.invert(turbo, images[0], **ours, **{alias: value})
+
+
+def test_the_image_may_be_given_by_name(turbo, held_out, plain):
+    assert_same_result(nrinv.invert(turbo, image=held_out[0][0], prompt=held_out[1][0], **CALL), plain)
+
+
+def test_one_prompt_for_several_images(turbo, held_out):
+    images, captions, _ = held_out
+    each = nrinv.invert(turbo, images[:2], [captions[0]] * 2, **CALL)
+    for same in ({"prompt": captions[0]}, {"prompt": captions[0], "num_images_per_prompt": 2}):
+        found = nrinv.invert(turbo, images[:2], **same, **CALL)
+        assert_same_result(found, each)
+        drawn = nrinv.generate(turbo, found, output_type="latent").images
+        assert torch.allclose(drawn, nrinv.generate(turbo, each, output_type="latent").images, atol=1e-4)
+
+
+def test_lists_are_split_into_batches(turbo, held_out, tmp_path):
+    images, captions, _ = held_out
+    call = {**CALL, "return_trajectory": True, "negative_prompt": ["", "blurred", ""]}
+    whole = nrinv.invert(turbo, images[:3], captions[:3], **call)
+    split = nrinv.invert(turbo, images[:3], captions[:3], batch_size=2, **call)
+    assert torch.allclose(split.latents, whole.latents, atol=1e-4)
+    assert np.array_equal(split.nfe, whole.nfe) and np.allclose(split.residuals, whole.residuals, rtol=1e-2, atol=1e-6)
+    assert len(split.trajectory) == 5 and split.trajectory[0].shape == whole.trajectory[0].shape
+    assert split.reasons == whole.reasons and split.prompt == whole.prompt and split.call == whole.call
+    split.save(tmp_path / "split.safetensors")
+    again = nrinv.load(tmp_path / "split.safetensors")
+    drawn = nrinv.generate(turbo, again, output_type="latent").images
+    assert torch.allclose(drawn, nrinv.generate(turbo, whole, output_type="latent").images, atol=1e-3)
+
+
+def test_a_single_run_finds_what_a_batch_finds(turbo, held_out):
+    images, captions, _ = held_out
+    batch = nrinv.invert(turbo, images[:3], captions[:3], **CALL)
+    for b in range(3):
+        single = nrinv.invert(turbo, images[b], captions[b], **CALL)
+        assert torch.allclose(batch.latents[b], single.latents[0], atol=1e-3)
+        assert batch.nfe[b] == single.nfe[0]
+
+
+# ---------------------------------------------------------------------------------------------------------------- noise
+
+
+@pytest.mark.parametrize("generators", [False, True])
+def test_a_stock_call_with_the_same_generators_draws_the_image_again(turbo, held_out, generators):
+    images, captions, _ = held_out
+    turbo.scheduler = diffusers.EulerAncestralDiscreteScheduler.from_config(turbo.scheduler.config)
+    stock = turbo.scheduler
+
+    def generator():
+        return [seeded(1), seeded(2)] if generators else seeded()
+
+    z = nrinv.encode(turbo, images[:2])
+    found = nrinv.invert(turbo, z, captions[:2], generator=generator(), max_nfe=30, depth=8, **CALL)
+    assert turbo.scheduler is stock
+    drawn = turbo(captions[:2], latents=found.latents, generator=generator(), output_type="latent", **CALL).images
+    assert ((drawn - z).flatten(1).norm(dim=1) / z.flatten(1).norm(dim=1)).max() < 0.05
+    assert torch.allclose(nrinv.generate(turbo, found, output_type="latent").images, drawn, atol=1e-3)
+    if generators:
+        alone = nrinv.invert(turbo, z[1:], captions[1], generator=[seeded(2)], max_nfe=30, depth=8, **CALL)
+        assert torch.allclose(alone.noises[0][0], found.noises[0][1])
+
+
+# ----------------------------------------------------------------------------------------- what is done to the pipeline
+
+
+def restored(turbo, attribute):
+    return copy.deepcopy(getattr(turbo, attribute))
+
+
+def test_attention_slicing_and_tiling(turbo, held_out, plain):
+    images, captions, _ = held_out
+    turbo.enable_attention_slicing(1)
+    turbo.vae.enable_tiling()
+    turbo.vae.enable_slicing()
+    try:
+        processors = dict(turbo.unet.attn_processors)
+        assert_same_result(nrinv.invert(turbo, images[0], captions[0], **CALL), plain)
+        assert all(turbo.unet.attn_processors[name] is one for name, one in processors.items())
+        assert turbo.vae.use_tiling and turbo.vae.use_slicing
+    finally:
+        turbo.disable_attention_slicing()
+        turbo.vae.disable_tiling()
+        turbo.vae.disable_slicing()
+        turbo.unet.set_default_attn_processor()
+
+
+def test_a_compiled_network(turbo, held_out, plain):
+    images, captions, _ = held_out
+    own = turbo.unet
+    turbo.unet = torch.compile(own, backend="eager")
+    try:
+        assert_same_result(
+            nrinv.invert(turbo, images[:2], captions[:2], **CALL), nrinv.invert(turbo, images[:2], captions[:2], **CALL)
+        )
+        assert_same_result(nrinv.invert(turbo, images[0], captions[0], **CALL), plain)
+    finally:
+        turbo.unet = own
+
+
+def test_half_precision(turbo, held_out, plain):
+    images, captions, _ = held_out
+    pipe = diffusers.StableDiffusionPipeline(
+        **{
+            **turbo.components,
+            "unet": copy.deepcopy(turbo.unet),
+            "vae": copy.deepcopy(turbo.vae),
+            "text_encoder": copy.deepcopy(turbo.text_encoder),
+        },
+        requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    pipe.to(torch.bfloat16)
+    found = nrinv.invert(pipe, images[0], captions[0], **CALL)
+    assert found.latents.dtype == torch.bfloat16
+    assert (found.latents.float() - plain.latents).norm() < 0.2 * plain.latents.norm()
+
+
+@pytest.mark.parametrize("offload", ["enable_model_cpu_offload", "enable_sequential_cpu_offload"])
+def test_offloading(turbo, held_out, plain, offload):
+    if not torch.cuda.is_available():
+        pytest.skip("offloading needs a GPU")
+    images, captions, _ = held_out
+    pipe = diffusers.StableDiffusionPipeline(
+        **{name: copy.deepcopy(part) for name, part in turbo.components.items()}, requires_safety_checker=False
+    )
+    getattr(pipe, offload)()
+    hooks = [module._hf_hook for module in pipe.components.values() if hasattr(module, "_hf_hook")]
+    assert_same_result(nrinv.invert(pipe, images[0], captions[0], **CALL), plain, atol=1e-2)
+    assert hooks and hooks == [module._hf_hook for module in pipe.components.values() if hasattr(module, "_hf_hook")]
+
+
+def test_hooks_of_the_user_stay_and_see_every_evaluation(turbo, held_out, plain):
+    images, captions, _ = held_out
+    calls = []
+    hook = turbo.unet.register_forward_hook(lambda *args: calls.append(1))
+    try:
+        found = nrinv.invert(turbo, images[0], captions[0], **CALL)
+        assert len(calls) == found.nfe[0]
+        turbo(captions[0], **CALL)
+        assert len(calls) == found.nfe[0] + 4
+    finally:
+        hook.remove()
+
+
+# ------------------------------------------------------------------------------------------------------------- callbacks
+
+
+def test_a_callback_gets_its_tensors(turbo, held_out, plain):
+    images, captions, _ = held_out
+    seen = []
+
+    def callback(pipe, i, t, values):
+        seen.append(set(values))
+        return values
+
+    tensors = ["latents", "prompt_embeds"]
+    found = nrinv.invert(
+        turbo, images[0], captions[0], callback_on_step_end=callback, callback_on_step_end_tensor_inputs=tensors, **CALL
+    )
+    assert_same_result(found, plain)
+    assert seen == [set(tensors)] * (int(found.nfe[0]) - 1)
+    assert "callback_on_step_end" not in found.call
+
+
+def test_a_callback_that_moves_the_latents_is_refused(turbo, held_out):
+    images, captions, _ = held_out
+
+    def callback(pipe, i, t, values):
+        return {"latents": values["latents"] * 1.01}
+
+    for order in ("reversed", "auto"):
+        with pytest.raises(ValueError, match=r"pipe: .*(changes the latents between its steps|changes the call)"):
+            nrinv.invert(turbo, images[0], captions[0], callback_on_step_end=callback, order=order, **CALL)
+
+
+def test_an_interrupted_pipeline_says_so_and_stays_usable(turbo, held_out, plain):
+    images, captions, _ = held_out
+
+    def callback(pipe, i, t, values):
+        pipe._interrupt = i == 2
+        return values
+
+    with pytest.raises(RuntimeError, match="interrupted before the inversion was done"):
+        nrinv.invert(turbo, images[0], captions[0], callback_on_step_end=callback, **CALL)
+    assert_same_result(nrinv.invert(turbo, images[0], captions[0], **CALL), plain)
