@@ -157,7 +157,7 @@ def invert(
     Newton-Raphson of arXiv 2312.12540 (weight `lam` of its prior, `floor` of its gradient), which differentiates the
     network: memory of a training step without weight gradients, each product with the Jacobian counted as an evaluation.
     max_nfe: network evaluations a step, on average; default 4 up to 8 steps, 3 beyond, 1 where the scheduler needs `refine`,
-    12 in whole passes.
+    20 in whole passes.
     predictor: start each step from the step before, the first one from a natural noisy image drawn with `seed`; other seeds
     find other noises of the same image.  False: from the state itself.
     tol: a step ends at a relative residual of tol; `atol`: or at a root mean square of atol.

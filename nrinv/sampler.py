@@ -175,16 +175,16 @@ def read_sampler(scheduler, num_inference_steps=None, *, start=0, stop=None, ste
     return Sampler(timesteps, steps, inputs, _read_levels(scheduler, start, inputs, stop not in (None, whole)))
 
 
-def natural_guess(sampler, target, seed=0, evaluation=-1):
-    """Where the inversion of `target` [B, ...] best starts: a noisy image of an evaluation's level, S z_0 + sigma n.
+def natural_guess(sampler, target, seed=0):
+    """Where the inversion of `target` [B, ...] best starts: a noisy image of the last step's level, S z_0 + sigma n.
 
-    evaluation: by default the last one.  Its solution inherits the noise's nature; started from the clean image itself, a
-    step without contraction ends in noise that is none.  The noise is the same for every image of a batch, so that each is
-    inverted as it would be alone, and on every machine and device.  Returns None if the sampler does not tell its levels.
+    Its solution inherits the noise's nature; started from the clean image itself, a step without contraction ends in noise
+    that is none.  The noise is the same for every image of a batch, so that each is inverted as it would be alone, and on
+    every machine and device.  Returns None if the sampler does not tell its levels.
     """
     if sampler.levels is None:
         return None
-    signal, sigma = sampler.levels[:-1][evaluation]
+    signal, sigma = sampler.levels[-2]
     noise = np.random.default_rng(seed).standard_normal(tuple(target.shape[1:]), dtype=np.float32)
     return signal * target + sigma * torch.from_numpy(noise).to(target)
 

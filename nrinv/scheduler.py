@@ -32,7 +32,7 @@ FEW_STEPS_MAX_NFE, MAX_NFE = 4, 3
 # A sampler that remembers older network outputs: cheap sweeps, corrected; 8 evaluations per step in all.
 MULTISTEP_MAX_NFE, MULTISTEP_REFINE = 1, 3
 # Whole passes move all states at once, and what one step learns takes a pass to reach the next.
-PASSES_MAX_NFE = 12
+PASSES_MAX_NFE = 20
 # What `step` is given in every call; all else changes the sampler.
 STEP_ARGUMENTS = ("model_output", "timestep", "sample", "generator", "return_dict")
 
@@ -306,8 +306,10 @@ class InverseScheduler(Derived):
         self._index = 0 if self._passes else len(self.sampler) - 1
         if self._latents is not None:
             layout = self.layout or Layout()
-            guess = self._guess(layout.sample(self._target), 0 if self._passes else -1)
-            self._move(self._target if guess is None else layout.latents(guess, self._target))
+            target = layout.sample(self._target)
+            guess = self._guess(target)
+            first = target / self.sampler.states[-1][0] if self._passes else target if guess is None else guess
+            self._move(layout.latents(first, self._target))
 
     def _order_timesteps(self):
         stock = start_at(self._inner, self._own)
@@ -323,11 +325,11 @@ class InverseScheduler(Derived):
             timesteps[0] = self._request.timestep
         return timesteps
 
-    def _guess(self, target, evaluation):
-        """Where an evaluation is to take place before anything is known; None: at the target itself."""
-        if not self._solver.get("predictor", True):
+    def _guess(self, target):
+        """Where the first step is to start; None: at the target itself."""
+        if self._passes or not self._solver.get("predictor", True):  # passes were seen to do as well without, or better
             return None
-        return natural_guess(self.sampler, target, self._seed, evaluation)
+        return natural_guess(self.sampler, target, self._seed)
 
     def _move(self, start):
         with torch.no_grad():
@@ -396,7 +398,7 @@ class InverseScheduler(Derived):
             step_kwargs=self._step_kwargs,
         )
         target = sample if self._target is None else self.layout.sample(self._target).to(sample)
-        guess = None if self._target is None else self._guess(target, -1)
+        guess = None if self._target is None else self._guess(target)
         if guess is not None and proportion(guess, sample) == 1:
             guess = sample
         elif not self._unwind:  # a pipeline that has copied its latents before it set its timesteps
