@@ -10,7 +10,7 @@ import torch
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image, ImageOps
 
-from .host import parameters, rebind
+from .host import networks, parameters, rebind
 
 IMAGE_TYPES = "a PIL image, a NumPy array [H, W, 3], a tensor [3, H, W], a path, a list of these, or latents"
 
@@ -100,11 +100,16 @@ def _network(pipe):
     raise ValueError(f"pipe: {type(pipe).__name__} has neither a unet nor a transformer")
 
 
+def _autoencoder(pipe):
+    found = (getattr(pipe, name, None) for name in ("vae", "movq", "vqgan", "vqvae"))
+    return next((part for part in found if part is not None), None)
+
+
 def _vae(pipe):
-    for name in ("vae", "movq", "vqgan", "vqvae"):
-        if getattr(pipe, name, None) is not None:
-            return getattr(pipe, name)
-    raise ValueError(f"image: {type(pipe).__name__} has no autoencoder; give latents")
+    vae = _autoencoder(pipe)
+    if vae is None:
+        raise ValueError(f"image: {type(pipe).__name__} has no autoencoder; give latents")
+    return vae
 
 
 def _packs(pipe):
@@ -113,18 +118,20 @@ def _packs(pipe):
 
 
 def _channels(pipe):
-    """The channels latents of this pipeline may have: those of its autoencoder, and those its network takes."""
+    """The channels that latents of this pipeline may have: those its autoencoder makes, and those its networks take."""
     found = set()
-    for part, names in (
-        ("vae", ("latent_channels", "z_dim")),
-        ("unet", ("in_channels",)),
-        ("transformer", ("in_channels",)),
-    ):
-        config = getattr(getattr(pipe, part, None), "config", {})
+    for part in networks(pipe):
+        config = part.config if isinstance(getattr(part, "config", None), dict) else {}
+        names = ("latent_channels", "z_dim") if hasattr(part, "encode") else ("in_channels", "out_channels")
         found.update(config.get(name) for name in names)
-        if part == "vae" and getattr(pipe, "transformer", None) is not None:  # patches of 2 x 2
-            found.update(4 * channels for channels in list(found) if channels)
-    return found - {None}
+        if hasattr(part, "encode") and getattr(pipe, "transformer", None) is not None:  # patches of 2 x 2
+            found.update(4 * config[name] for name in names if config.get(name))
+    return {channels for channels in found if isinstance(channels, int)}
+
+
+def _draws_pixels(pipe):
+    """Whether the pipeline has no autoencoder: its latents are the image."""
+    return _autoencoder(pipe) is None and 3 in _channels(pipe)
 
 
 def is_latents(pipe, image):
@@ -132,10 +139,12 @@ def is_latents(pipe, image):
     if not isinstance(image, torch.Tensor) or not torch.is_floating_point(image):
         return False
     if image.ndim == 5:
-        return image.shape[1] != 3 or 3 in _channels(pipe)
-    if image.ndim == 4:
-        return image.shape[1] != 3 and image.shape[1] in _channels(pipe)
+        return image.shape[1] != 3
     channels = _channels(pipe)
+    if image.ndim == 4 and image.shape[1] != 3:
+        return image.shape[1] in channels or not channels
+    if image.ndim == 4:
+        return _draws_pixels(pipe)
     if image.ndim != 3 or not (image.shape[-1] in channels or image.shape[1] in channels):  # patches in a row, or sound
         return False
     return _packs(pipe) or (image.shape[0] != 3 and image.shape[0] not in channels)
@@ -156,7 +165,7 @@ def read_images(pipe, image, *, height=None, width=None):
     batches = [batch for one in images for batch in _to_batches(one)]
     for batch in batches:
         if isinstance(batch, torch.Tensor) and batch.shape[1] != 3:
-            channels = " or ".join(map(str, sorted(_channels(pipe))))
+            channels = " or ".join(map(str, sorted(_channels(pipe) - {3})))
             raise ValueError(f"image must have 3 channels, or {channels} if it is latents, got shape {tuple(batch.shape)}")
     processor = getattr(pipe, "image_processor", None) or VaeImageProcessor(vae_scale_factor=scale_factor(pipe))
     pixels = [processor.preprocess(_unit(batch), height=height, width=width) for batch in batches]
@@ -243,7 +252,7 @@ def encode(pipe, image, *, height=None, width=None):
 def encode_pixels(pipe, pixels):
     """`encode` for what `read_images` returns."""
     device, dtype = pipe._execution_device, _network(pipe).dtype
-    if is_latents(pipe, pixels):
+    if is_latents(pipe, pixels) or _draws_pixels(pipe):
         return pixels.to(device=device, dtype=dtype)
     vae = _vae(pipe)
     with _vae_precision(vae) as vae_dtype:
