@@ -32,11 +32,7 @@ from diffusers import (
     UNet2DModel,
     UNetMotionModel,
     VQModel,
-    WuerstchenDecoderPipeline,
-    WuerstchenPriorPipeline,
 )
-from diffusers.pipelines.deprecated.wuerstchen.modeling_wuerstchen_diffnext import WuerstchenDiffNeXt
-from diffusers.pipelines.deprecated.wuerstchen.modeling_wuerstchen_prior import WuerstchenPrior
 from diffusers.pipelines.kandinsky.text_encoder import MCLIPConfig, MultilingualCLIP
 from transformers import (
     ClapTextConfig,
@@ -334,37 +330,6 @@ def _():
     embeds = {"prompt_embeds": randn(1, 7, 32), "negative_prompt_embeds": randn(1, 7, 32, seed=2), **CASCADE}
     call = {**embeds, "image_embeddings": randn(1, 16, 4, 4), "guidance_scale": 1.1}
     return cascade(pipe, call, randn(1, 4, 16, 16), decoder)
-
-
-@case("Wuerstchen, prior")
-def _():
-    prior = randomize(WuerstchenPrior(c_in=4, c=32, c_cond=32, c_r=16, depth=1, nhead=4))
-    weaken(prior.out[1], 0.002)  # the network returns its sample, changed by what this layer says
-    scheduler = DDPMWuerstchenScheduler()
-    pipe = WuerstchenPriorPipeline(prior=prior, scheduler=scheduler, resolution_multiple=4, **clip())
-    embeds = {"prompt_embeds": randn(1, 7, 32), "negative_prompt_embeds": randn(1, 7, 32, seed=2)}
-    return pipe, {**embeds, "guidance_scale": 2.0, "height": 32, "width": 32}, randn(1, 4, 8, 8)
-
-
-@case("Wuerstchen, decoder")
-def _():
-    decoder = WuerstchenDiffNeXt(
-        c_r=16,
-        c_cond=32,
-        c_hidden=[32, 32],
-        nhead=[-1, 4],
-        blocks=[1, 1],
-        level_config=["CT", "CTA"],
-        inject_effnet=[False, True],
-        clip_embd=32,
-    )
-    weaken(randomize(decoder).clf[1], 0.02)
-    with torch.no_grad():
-        decoder.clf[1].bias[16:] += 5.0  # so that the division is by nearly one
-    parts = {**clip(), "vqgan": None, "latent_dim_scale": 4}
-    pipe = WuerstchenDecoderPipeline(decoder=decoder, scheduler=DDPMWuerstchenScheduler(), **parts)
-    pipe.tokenizer.model_max_length = 8
-    return pipe, {**PROMPTS, "guidance_scale": 1.1, "image_embeddings": randn(1, 16, 4, 4)}, randn(1, 4, 16, 16)
 
 
 def mel_vae():
