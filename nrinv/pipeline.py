@@ -25,6 +25,12 @@ _ALIASES = {
 _MISSED, _ROUNDING = 5.0, 1e-3
 
 
+# Pipelines, by class name, whose loop is no sampler of their one scheduler, and what it does instead.
+_REFUSED = {
+    "StableDiffusionPanoramaPipeline": "steps a copy of its scheduler for each view",
+}
+
+
 def _resolve_aliases(given, defaults, pipe_kwargs):
     """Arguments under the names of LEDITS++, moved to ours; `defaults` tells what is not given."""
     for alias, (name, convert) in _ALIASES.items():
@@ -54,6 +60,9 @@ def _check_options(pipe, strength, num_inference_steps, seed, order, batch_size,
 def _check_pipeline(pipe):
     """Refuse pipelines whose loop is known to be no sampler of its scheduler alone."""
     name, known = type(pipe).__name__, parameters(pipe)
+    for cls in type(pipe).__mro__:
+        if cls.__name__ in _REFUSED:
+            raise ValueError(f"pipe: {cls.__name__} {_REFUSED[cls.__name__]}, which cannot be inverted")
     if getattr(pipe, "scheduler", None) is None:
         raise ValueError(f"pipe: {name} has no scheduler of its own; give the pipelines it is made of")
     if "latents" not in known and "strength" not in known:
@@ -352,6 +361,7 @@ class _Inverting:
                 strength=self.strength,
                 order=order,
                 unwind=True,
+                sliced="strength" in parameters(self.pipe),
                 latents=start,
                 layout=layout,
                 seed=self.seed,

@@ -33,6 +33,8 @@ FEW_STEPS_MAX_NFE, MAX_NFE = 4, 3
 MULTISTEP_MAX_NFE, MULTISTEP_REFINE = 1, 3
 # Whole passes move all states at once, and what one step learns takes a pass to reach the next.
 PASSES_MAX_NFE = 20
+# What not every scheduler has.
+OPTIONAL_METHODS = ("add_noise", "scale_noise", "scale_model_input", "set_begin_index")
 # What `step` is given in every call; all else changes the sampler.
 STEP_ARGUMENTS = ("model_output", "timestep", "sample", "generator", "return_dict")
 
@@ -111,6 +113,13 @@ class Layout:
         return whole
 
 
+def _absent(name):
+    def lookup(self):
+        raise AttributeError(name)
+
+    return property(lookup)
+
+
 @functools.cache
 def _derive(cls, scheduler_class):
     """`cls` on top of scheduler_class, with the latter's signatures: pipelines look at them to decide what to pass."""
@@ -126,6 +135,8 @@ def _derive(cls, scheduler_class):
         return call
 
     members = {name: with_signature(name) for name in ("step", "set_timesteps") if hasattr(cls, name)}
+    # Pipelines also look at which methods there are.
+    members.update({name: _absent(name) for name in OPTIONAL_METHODS if not hasattr(scheduler_class, name)})
     return type(cls.__name__, (cls, scheduler_class), {**members, "__module__": cls.__module__})
 
 
@@ -167,7 +178,8 @@ class InverseScheduler(Derived):
 
     unwind: whoever calls the pipeline, with `latents`, takes `Finished`, which leaves the loop, and repeats the call until
     there is a `result`, or it is `unfollowed`; `call_ended` is for calls that return.  order: "reversed" or, with unwind,
-    "passes".  layout: what is known of the pipeline's `Layout`.
+    "passes".  layout: what is known of the pipeline's `Layout`.  sliced: the pipeline takes its part of the timesteps itself
+    and starts from `add_noise`, as img2img pipelines do.
 
     Noise of stochastic schedulers is drawn from the generator given to the pipeline, in the order in which the pipeline
     itself will draw it.  After the call: `result` (see `Result`), `sampler`, `noises`, and `scaled`, whether the pipeline
@@ -179,7 +191,17 @@ class InverseScheduler(Derived):
     """
 
     def __init__(
-        self, scheduler, *, strength=1.0, order="reversed", unwind=False, latents=None, layout=None, seed=0, **options
+        self,
+        scheduler,
+        *,
+        strength=1.0,
+        order="reversed",
+        unwind=False,
+        sliced=False,
+        latents=None,
+        layout=None,
+        seed=0,
+        **options,
     ):
         super().__init__(copy.deepcopy(scheduler))
         self._signature = inspect.signature(scheduler.step)
@@ -187,6 +209,7 @@ class InverseScheduler(Derived):
         self.driving, self._passes = order, order == "passes"
         self._strength = strength
         self._unwind = unwind
+        self._sliced = sliced
         self._seed = seed
         self._target = None if latents is None else latents.detach().clone()
         self._latents = latents
@@ -243,13 +266,16 @@ class InverseScheduler(Derived):
         return sample if scale == 1 else sample * scale
 
     def add_noise(self, original_samples, *args, **kwargs):
-        """What img2img pipelines start from."""
-        if not self._unwind:
+        if not self._starts():
             return self._inner.add_noise(original_samples, *args, **kwargs)
         return self._inject(original_samples)
 
     def scale_noise(self, sample, *args, **kwargs):
-        return self._inject(sample) if self._unwind else self._inner.scale_noise(sample, *args, **kwargs)
+        return self._inject(sample) if self._starts() else self._inner.scale_noise(sample, *args, **kwargs)
+
+    def _starts(self):
+        """Whether noise is asked for by an img2img pipeline that is about to begin its loop there."""
+        return self._sliced and self._evaluation == 0
 
     def _inject(self, sample):
         return self._latents.detach().reshape(sample.shape).to(sample)

@@ -22,7 +22,29 @@ SEED = 5
 FEW = {"num_inference_steps": 4, "max_nfe": 24, "tol": 2e-5}
 MORE = {"num_inference_steps": 10, "max_nfe": 1, "refine": 20, "tol": 1e-4, "extrapolation": 0.5}
 # What is refused rightly: a part of what is said.
-REFUSED = {}
+REFUSED = {
+    **dict.fromkeys(
+        (
+            "SD, inpainting blended",
+            "SD, ControlNet inpainting blended",
+            "SD3, inpaint blended",
+            "Flux, inpaint blended",
+            "Flux, Kontext inpaint blended",
+            "Flux, ControlNet inpaint blended",
+            "Flux.2, Klein inpaint blended",
+        ),
+        "mixes the known part of the image in after each step",
+    ),
+    "SD, panorama": "steps a copy of its scheduler for each view",
+    "Text to video, SD": "not made of the latents",
+    "Consistency model": "clip_denoised=True is not linear",
+    "ddim, sample": "step 3 of 4 cannot be inverted: the coefficient of the step's own state is 0",
+    "euler ancestral, zero snr": "step 0 of 4 cannot be inverted: the coefficient of the step's own state is 0",
+}
+# Where the map itself is rough, what can be had.
+TOLERANCES = {
+    "SD, SAG": 5e-2,  # it thresholds an attention map
+}
 # One pipeline of each kind stands for the others where schedulers are concerned.
 HOSTS = {"epsilon": ("SD", "SDXL"), "v": ("SD, v-prediction",), "flow": ("SD3", "Flux")}
 
