@@ -18,7 +18,7 @@ demo: $(VENV)/installed
 	$(BIN)/nrinv demo --out demo
 
 test: $(VENV)/installed
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist worksteal
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .

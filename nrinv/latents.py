@@ -138,16 +138,16 @@ def is_latents(pipe, image):
     """Whether a tensor is latents rather than an image; in which layout, the pipeline knows."""
     if not isinstance(image, torch.Tensor) or not torch.is_floating_point(image):
         return False
-    if image.ndim == 5:
+    if image.ndim > 4:
         return image.shape[1] != 3
     channels = _channels(pipe)
     if image.ndim == 4 and image.shape[1] != 3:
         return image.shape[1] in channels or not channels
     if image.ndim == 4:
         return _draws_pixels(pipe)
-    if image.ndim != 3 or not (image.shape[-1] in channels or image.shape[1] in channels):  # patches in a row, or sound
-        return False
-    return _packs(pipe) or (image.shape[0] != 3 and image.shape[0] not in channels)
+    if image.ndim != 3 or getattr(pipe, "transformer", None) is None:  # patches in a row, or sound
+        return image.ndim == 3 and image.shape[1] in channels and image.shape[0] != 3
+    return (_packs(pipe) and image.shape[-1] in channels) or (image.shape[0] != 3 and image.shape[0] not in channels)
 
 
 def read_images(pipe, image, *, height=None, width=None):

@@ -27,6 +27,8 @@ _MISSED, _ROUNDING = 5.0, 1e-3
 
 # Pipelines, by class name, whose loop is no sampler of their one scheduler, and what it does instead.
 _REFUSED = {
+    "CosmosTextToWorldPipeline": "steps its scheduler twice for each timestep",
+    "CosmosVideoToWorldPipeline": "steps its scheduler twice for each timestep",
     "StableDiffusionPanoramaPipeline": "steps a copy of its scheduler for each view",
 }
 
@@ -285,7 +287,8 @@ class _Inverting:
             call = {"image": image, **call, "strength": strength}
             self.strength = 1.0
         self.call = call
-        if prompt is None and call.get("prompt_embeds") is None:
+        embedded = any("prompt_embeds" in name and not name.startswith("negative") for name in call)
+        if prompt is None and not embedded:
             self.prompt = ""
         self.arguments = _per_sample({**call, "prompt": self.prompt}, self.target.shape[0])
         self.arguments = {name: value for name, value in self.arguments.items() if name != "prompt" or name in known}

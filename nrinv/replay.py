@@ -72,8 +72,10 @@ class ReplayScheduler(Derived):
         state = self._trajectory[self._evaluation] if self._evaluation and self._trajectory else self._latents
         return state.reshape(sample.shape).to(sample)
 
-    def scale_model_input(self, *args, **kwargs):
-        return self._inner.scale_model_input(*args, **kwargs)
+    def scale_model_input(self, sample, *args, **kwargs):
+        if not hasattr(self._inner, "scale_model_input"):
+            return sample
+        return self._inner.scale_model_input(sample, *args, **kwargs)
 
     def step(self, *args, **kwargs):
         output = self._inner.step(*args, **kwargs)

@@ -33,8 +33,8 @@ FEW_STEPS_MAX_NFE, MAX_NFE = 4, 3
 MULTISTEP_MAX_NFE, MULTISTEP_REFINE = 1, 3
 # Whole passes move all states at once, and what one step learns takes a pass to reach the next.
 PASSES_MAX_NFE = 20
-# What not every scheduler has.
-OPTIONAL_METHODS = ("add_noise", "scale_noise", "scale_model_input", "set_begin_index")
+# What not every scheduler has.  `scale_model_input` is not among them: Bria calls it on any class but one.
+OPTIONAL_METHODS = ("add_noise", "scale_noise", "set_begin_index")
 # What `step` is given in every call; all else changes the sampler.
 STEP_ARGUMENTS = ("model_output", "timestep", "sample", "generator", "return_dict")
 

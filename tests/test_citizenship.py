@@ -6,6 +6,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+import zoo
 
 import nrinv
 
@@ -159,18 +160,44 @@ def test_half_precision(turbo, held_out, plain):
     assert (found.latents.float() - plain.latents).norm() < 0.2 * plain.latents.norm()
 
 
-@pytest.mark.parametrize("offload", ["enable_model_cpu_offload", "enable_sequential_cpu_offload"])
+OFFLOADS = ["enable_model_cpu_offload", "enable_group_offload", "enable_sequential_cpu_offload"]
+
+
+@pytest.mark.parametrize("offload", OFFLOADS)
 def test_offloading(turbo, held_out, plain, offload):
-    if not torch.cuda.is_available():
-        pytest.skip("offloading needs a GPU")
+    if offload == "enable_sequential_cpu_offload" and not torch.cuda.is_available():
+        pytest.skip("sequential offloading needs a GPU: accelerate fails in a stock call on the CPU")
     images, captions, _ = held_out
-    pipe = diffusers.StableDiffusionPipeline(
-        **{name: copy.deepcopy(part) for name, part in turbo.components.items()}, requires_safety_checker=False
-    )
-    getattr(pipe, offload)()
-    hooks = [module._hf_hook for module in pipe.components.values() if hasattr(module, "_hf_hook")]
-    assert_same_result(nrinv.invert(pipe, images[0], captions[0], **CALL), plain, atol=1e-2)
-    assert hooks and hooks == [module._hf_hook for module in pipe.components.values() if hasattr(module, "_hf_hook")]
+    parts = {name: copy.deepcopy(part) for name, part in turbo.components.items()}
+    pipe = diffusers.StableDiffusionPipeline(**parts, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if offload == "enable_group_offload":
+        pipe.enable_group_offload(onload_device=device, offload_device=torch.device("cpu"), offload_type="leaf_level")
+    else:
+        getattr(pipe, offload)(device=device)
+    before = fingerprint(pipe)
+    assert any(before)
+    found = nrinv.invert(pipe, images[0], captions[0], verify=True, **CALL)
+    found.nfe = found.nfe - 4
+    assert_same_result(found, plain, atol=1e-4 if device.type == "cpu" else 1e-2)
+    assert found.error[0] < 0.1 and fingerprint(pipe) == before
+
+
+def fingerprint(pipe):
+    """What hangs on the modules of a pipeline."""
+    networks = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+    modules = [module for network in networks for module in network.modules()]
+    return [
+        type(kept)
+        for module in modules
+        for kept in (
+            getattr(module, "_hf_hook", None),
+            getattr(module, "_diffusers_hook", None),
+            *module._forward_hooks.values(),
+        )
+        if kept is not None
+    ]
 
 
 def test_hooks_of_the_user_stay_and_see_every_evaluation(turbo, held_out, plain):
@@ -227,3 +254,55 @@ def test_an_interrupted_pipeline_says_so_and_stays_usable(turbo, held_out, plain
     with pytest.raises(RuntimeError, match="interrupted before the inversion was done"):
         nrinv.invert(turbo, images[0], captions[0], callback_on_step_end=callback, **CALL)
     assert_same_result(nrinv.invert(turbo, images[0], captions[0], **CALL), plain)
+
+
+# ------------------------------------------------------------------------------------------------------------- adapters
+
+
+def test_a_lora_and_its_scale(turbo, held_out, plain):
+    peft = pytest.importorskip("peft")
+    images, captions, _ = held_out
+    torch.manual_seed(0)
+    turbo.unet.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False), "mine")
+    try:
+        scales = {name: dict(m.scaling) for name, m in turbo.unet.named_modules() if hasattr(m, "scaling")}
+        call = {**CALL, "cross_attention_kwargs": {"scale": 0.5}}
+        found = nrinv.invert(turbo, images[0], captions[0], max_nfe=16, tol=1e-5, **call)
+        assert not torch.allclose(found.latents, plain.latents, atol=1e-2)
+        assert scales == {name: dict(m.scaling) for name, m in turbo.unet.named_modules() if hasattr(m, "scaling")}
+        z = nrinv.encode(turbo, images[0])
+        drawn = turbo(captions[0], latents=found.latents, output_type="latent", **call).images
+        assert (drawn - z).norm() < 0.05 * z.norm()
+    finally:
+        turbo.unet.delete_adapters("mine")
+    assert_same_result(nrinv.invert(turbo, images[0], captions[0], **CALL), plain)
+
+
+def test_the_images_of_a_controlnet_are_left_alone():
+    pipe, call, latents = zoo.make("SD, two ControlNets")
+    before = [image.clone() for image in call["image"]]
+    image = torch.randn(latents.shape, generator=seeded())
+    found = nrinv.invert(pipe, image, num_inference_steps=4, max_nfe=12, verify=True, **call)
+    assert found.error[0] < 1e-3 and found.order == "reversed"
+    assert all(torch.equal(a, b) for a, b in zip(call["image"], before, strict=True))
+    assert all(a is b for a, b in zip(found.call["image"], call["image"], strict=True))
+
+
+@pytest.mark.parametrize("name", ["SD, PAG", "SD, SAG"])
+def test_processors_of_pipelines_that_exchange_them(name):
+    pipe, call, latents = zoo.make(name)
+    own = dict(pipe.unet.attn_processors)
+    nrinv.invert(pipe, latents, num_inference_steps=4, max_nfe=2, **call)
+    assert list(pipe.unet.attn_processors) == list(own)
+    assert all(pipe.unet.attn_processors[key] is one for key, one in own.items())
+
+
+def test_outputs_of_generate_are_the_pipelines_own(turbo, plain):
+    for kind, check in (
+        ("pil", lambda x: x[0].size == (64, 64)),
+        ("np", lambda x: x.shape == (1, 64, 64, 3)),
+        ("pt", lambda x: x.shape == (1, 3, 64, 64)),
+        ("latent", lambda x: x.shape == (1, 4, 16, 16)),
+    ):
+        assert check(nrinv.generate(turbo, plain, output_type=kind).images)
+    assert isinstance(nrinv.generate(turbo, plain, return_dict=False), tuple)

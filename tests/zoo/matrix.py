@@ -36,6 +36,8 @@ REFUSED = {
         "mixes the known part of the image in after each step",
     ),
     "SD, panorama": "steps a copy of its scheduler for each view",
+    "Cosmos": "steps its scheduler twice for each timestep",
+    "JoyImage, edit": "not made of the latents",
     "Text to video, SD": "not made of the latents",
     "Consistency model": "clip_denoised=True is not linear",
     "ddim, sample": "step 3 of 4 cannot be inverted: the coefficient of the step's own state is 0",
