@@ -160,8 +160,9 @@ def invert(
     call (`negative_prompt`, `prompt_embeds`, `num_images_per_prompt`, `callback_on_step_end` ...).  Callbacks run once an
     evaluation.  LEDITS++' names are understood: source_prompt, source_guidance_scale, num_inversion_steps, skip.
     strength: invert the last part of the steps only, above 0 and at most 1; `generate` goes on from there.
-    batch_size: invert at most so many images together (default: all).  A batch takes the memory of a stock call, and in
-    latents: 25 in float32 with the defaults, 2 max_nfe more for each step in whole passes, and the trajectory if asked for.
+    batch_size: invert at most so many images together (default: all).  A batch takes the memory of a stock call and, in
+    float32, about 30 latents an image with the default depth; in whole passes 18 more for each evaluation of the sampler.
+    Noises, and the trajectory if it is kept, come on top.  Samples that are done leave the network's batch.
 
     solver: "auto", Anderson acceleration (`depth` vectors of memory) with the evaluations dealt out to the steps by what the
     scheduler's linear form tells; "anderson", the same number for every step; "fixed_point"; "newton", the scalar

@@ -89,6 +89,7 @@ def randn(*shape, seed=1):
 def tame(pipe, call, latents, layer):
     """Scale the network's last layer so that the outputs that reach the scheduler have root mean square `RMS`."""
     outputs = []
+    pipe.set_progress_bar_config(disable=True)
     run(pipe, call, latents, steps=4, watch=lambda output, timestep, sample, result: outputs.append(output))
     rms = torch.stack([output.float().pow(2).mean().sqrt() for output in outputs]).mean()
     for parameter in layer.parameters():
@@ -100,9 +101,11 @@ def run(pipe, call, latents, *, steps=4, seed=0, watch=None, **more):
     """A stock call; watch(model_output, timestep, sample, result) sees every step.  Returns the pipeline's output."""
     step = type(pipe.scheduler).step
 
-    def watched(self, model_output, timestep, sample, *args, **kwargs):
-        result = step(self, model_output, timestep, sample, *args, **kwargs)
-        watch(model_output.clone(), float(timestep), sample.clone(), result[0].clone())
+    def watched(self, *args, **kwargs):
+        given = inspect.signature(step).bind(self, *args, **kwargs).arguments
+        seen = given["model_output"].clone(), float(torch.as_tensor(given["timestep"]).flatten()[0]), given["sample"].clone()
+        result = step(self, *args, **kwargs)
+        watch(*seen, result[0].clone())
         return result
 
     if watch:
