@@ -15,8 +15,8 @@ divides only by the A_k of steps that really are remembered, so it works whereve
 
 #include "nrinv.h"
 
-/* A own-state coefficient this much smaller than the rest of its step is rounding: schedulers compute in float32. */
-static const double SINGULAR = 1e-6;
+/* An own-state coefficient this much smaller than the rest of its step leaves nothing of the state in float32. */
+static const double SINGULAR = 1e-5;
 
 static bool
 all_finite(const double *x, int n)

@@ -14,6 +14,7 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 
 from ._C import Sampler
+from .host import rebind
 
 # A scheduler computes in float32 at worst; clipping and thresholding change the result by far more than this.
 LINEAR_TOLERANCE = 1e-3
@@ -57,7 +58,7 @@ def _rebind(scheduler, replacements):
     classes = [cls]
     for base in cls.__mro__:
         methods = {
-            name: _with_globals(method, replacements)
+            name: rebind(method, **replacements)
             for name, method in vars(base).items()
             if isinstance(method, types.FunctionType) and not replacements.keys().isdisjoint(method.__code__.co_names)
         }
@@ -73,15 +74,6 @@ def _to_cpu(scheduler):
     """The scheduler, a copy, where double precision is to be had and nothing waits for a device."""
     vars(scheduler).update({k: v.cpu() for k, v in vars(scheduler).items() if isinstance(v, torch.Tensor)})
     return scheduler
-
-
-def _with_globals(method, replacements):
-    rebound = types.FunctionType(
-        method.__code__, {**method.__globals__, **replacements}, method.__name__, method.__defaults__, method.__closure__
-    )
-    rebound.__kwdefaults__ = method.__kwdefaults__
-    rebound.__annotations__ = method.__annotations__  # part of the signature, which pipelines look at
-    return rebound
 
 
 def with_noise(scheduler, draw):

@@ -33,6 +33,6 @@ def test_the_page_lists_what_is_tested():
     page = PAGE.read_text()
     missing = [name for name in CASES if f"| {name} |" not in page]
     assert not missing, f"{missing}: run python tests/zoo"
-    counts = re.search(r"(\d+) pipeline classes in (\d+) configurations, and\n(\d+) scheduler configurations", page)
+    counts = re.search(r"(\d+) pipeline classes in (\d+) configurations, and (\d+) scheduler configurations", page)
     classes, configurations, schedulers = map(int, counts.groups())
     assert classes >= 60 and configurations >= 90 and schedulers >= 80
