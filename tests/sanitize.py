@@ -25,7 +25,8 @@ for j in range(E):
         steps[j, j - 1], steps[j, E + j - 1] = -0.05, 0.1
 sampler = Sampler(np.arange(E), steps, np.ones(E))
 REFINED = {"refine": 3, "max_nfe": 1, "trajectory": True}
-for options in ({}, REFINED, {"solver": "fixed_point", "verify": True}, {"depth": 0}):
+PASSES = {"order": "passes", "max_nfe": 4, "verify": True, "trajectory": True}
+for options in ({}, REFINED, PASSES, {"solver": "fixed_point", "verify": True}, {"depth": 0}):
     for bad_call in (None, 3, 9):
         target = rng.standard_normal((70, 3, 7)).astype(rng.choice(["f2", "f4", "f8"]))
         noises = [rng.standard_normal(target.shape) for _ in range(K)]
@@ -33,6 +34,7 @@ for options in ({}, REFINED, {"solver": "fixed_point", "verify": True}, {"depth"
         call = 0
         while request := inversion.next():
             call += 1
+            assert request.active.shape == (70,)
             output = np.tanh(request.sample)
             if call == bad_call:
                 output[::3] = np.nan

@@ -103,7 +103,7 @@ def _():
 
 @case("PixArt, timesteps")
 def _():
-    timesteps = {"timesteps": [999, 800, 500, 200, 50]}
+    timesteps = {"timesteps": [999, 950, 850, 750, 600, 450, 300, 200, 100, 20]}
     return pixart(scheduler=DPMSolverMultistepScheduler(**LINEAR), arguments=timesteps)
 
 

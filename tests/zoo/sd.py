@@ -260,3 +260,20 @@ def _():
     pipe = TextToVideoSDPipeline(vae(), None, None, network, ddim())
     embeds = {"prompt_embeds": randn(1, 7, 32), "negative_prompt_embeds": randn(1, 7, 32, seed=2)}
     return tame(pipe, {**embeds, "num_frames": 2, "guidance_scale": 4.0}, randn(1, 4, 2, 16, 16), network.conv_out)
+
+
+@case("SD, IP-Adapter")
+def _():
+    pipe, call = stable_diffusion(unet(), ddim())
+    crosses = [name for name in pipe.unet.attn_processors if name.endswith("attn2.processor")]
+    attentions = dict(pipe.unet.named_modules())
+    weights = {}
+    for i, name in enumerate(crosses):
+        size = attentions[name.removesuffix(".processor")].to_k.out_features
+        weights[f"{2 * i + 1}.to_k_ip.weight"] = randn(size, 32, seed=10 + i) / 6
+        weights[f"{2 * i + 1}.to_v_ip.weight"] = randn(size, 32, seed=30 + i) / 6
+    projection = {"proj.weight": randn(4 * 32, 32, seed=5) / 6, "proj.bias": torch.zeros(4 * 32)}
+    projection.update({"norm.weight": torch.ones(32), "norm.bias": torch.zeros(32)})
+    pipe.unet._load_ip_adapter_weights([{"image_proj": projection, "ip_adapter": weights}])
+    call = {**call, "ip_adapter_image_embeds": [randn(2, 1, 32, seed=6)]}
+    return tame(pipe, call, randn(1, 4, 16, 16), pipe.unet.conv_out)
