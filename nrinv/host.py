@@ -40,6 +40,11 @@ def parameters(pipe):
     return found
 
 
+def slices(pipe):
+    """Whether the pipeline takes its part of the timesteps itself, as img2img pipelines do."""
+    return "strength" in parameters(pipe)
+
+
 @contextmanager
 def swapped_scheduler(pipe, scheduler):
     """`pipe` with another scheduler; whatever happens, it has its own back afterwards.

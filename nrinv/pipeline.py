@@ -6,7 +6,7 @@ import diffusers
 import numpy as np
 import torch
 
-from .host import RandomState, compaction, gradients, kept_processors, parameters, reads_index, swapped_scheduler
+from .host import RandomState, compaction, gradients, kept_processors, parameters, reads_index, slices, swapped_scheduler
 from .inversion import InversionOutput, concatenate
 from .latents import encode_pixels, image_size, is_latents, mask_like, read_images
 from .replay import Recorder, ReplayScheduler
@@ -29,6 +29,7 @@ _MISSED, _ROUNDING = 5.0, 1e-3
 _REFUSED = {
     "CosmosTextToWorldPipeline": "steps its scheduler twice for each timestep",
     "CosmosVideoToWorldPipeline": "steps its scheduler twice for each timestep",
+    "LTXConditionPipeline": "draws its own noise whatever latents it is given",
     "StableDiffusionPanoramaPipeline": "steps a copy of its scheduler for each view",
 }
 
@@ -234,9 +235,9 @@ def invert(
         _Inverting(
             pipe,
             pixels[chunk],
-            image,
+            _part(image, chunk, batch),
             _part(prompt, chunk, batch),
-            _parts(call, chunk, batch),
+            _parts(pipe, call, chunk, batch),
             _part(generator, chunk, batch),
             strength,
             seed,
@@ -258,33 +259,32 @@ def _part(value, chunk, batch):
     return value
 
 
-def _parts(call, chunk, batch):
+def _parts(pipe, call, chunk, batch):
+    """The arguments of the pipeline's call for some of the samples.
+
+    Other lists may be as long as the batch by chance: sigmas, timesteps, the images of several ControlNets.
+    """
     if chunk == slice(0, batch):
         return call
     if (call.get("num_images_per_prompt") or 1) != 1:
         raise ValueError("num_images_per_prompt must be 1 where batch_size splits the images: give a prompt for each")
-    return {name: _part(value, chunk, batch) for name, value in call.items()}
+    each = ("prompt", "mask") if hasattr(getattr(pipe, "controlnet", None), "nets") else ("prompt", "mask", "image")
+    return {name: _part(one, chunk, batch) if any(part in name for part in each) else one for name, one in call.items()}
 
 
 class _Inverting:
     """One batch on its way: the call that draws it, and the schedulers that take turns in making it."""
 
     def __init__(self, pipe, pixels, image, prompt, call, generator, strength, seed, options, keep):
-        self.pipe, self.prompt, self.generator, self.seed, self.options, self.keep = (
-            pipe,
-            prompt,
-            generator,
-            seed,
-            options,
-            keep,
-        )
+        self.pipe, self.prompt, self.generator = pipe, prompt, generator
+        self.seed, self.options, self.keep = seed, options, keep
         known = parameters(pipe)
         self.target = encode_pixels(pipe, pixels)
         size = (None, None) if is_latents(pipe, pixels) else pixels.shape[-2:]
         size = image_size(pipe, self.target, height=size[0], width=size[1])
         call = {**call, **{name: n for name, n in size.items() if call.get(name) is None}}
         self.strength = strength
-        if "strength" in known:  # an img2img pipeline takes its part of the steps itself
+        if slices(pipe):
             call = {"image": image, **call, "strength": strength}
             self.strength = 1.0
         self.call = call
@@ -365,7 +365,7 @@ class _Inverting:
                 strength=self.strength,
                 order=order,
                 unwind=True,
-                sliced="strength" in parameters(self.pipe),
+                sliced=slices(self.pipe),
                 latents=start,
                 layout=layout,
                 seed=self.seed,
@@ -420,7 +420,7 @@ class _Inverting:
         )
 
     def _stock_run(self, out, **options):
-        recorder = Recorder(_stock_scheduler(self.pipe, out), out, sliced="strength" in parameters(self.pipe), **options)
+        recorder = Recorder(_stock_scheduler(self.pipe, out), out, sliced=slices(self.pipe), **options)
         self._call(recorder, out.latents.to(self.pipe._execution_device))
         return recorder
 
@@ -511,7 +511,7 @@ def generate(pipe, inv, prompt=None, *, replay=False, mask_image=None, **pipe_kw
     """
     known = parameters(pipe)
     call = _call_arguments(inv, prompt, pipe_kwargs)
-    scheduler, sliced, mask = _stock_scheduler(pipe, inv), "strength" in known, None
+    scheduler, sliced, mask = _stock_scheduler(pipe, inv), slices(pipe), None
     if mask_image is not None and "mask_image" in known:
         call["mask_image"] = mask_image
     elif mask_image is not None:

@@ -73,6 +73,14 @@ def test_lists_are_split_into_batches(turbo, held_out, tmp_path):
     assert torch.allclose(drawn, nrinv.generate(turbo, whole, output_type="latent").images, atol=1e-3)
 
 
+def test_lists_that_are_as_long_as_the_batch_by_chance_are_not_split():
+    pipe, call, latents = zoo.make("SD, sigmas")
+    images = torch.randn(len(call["sigmas"]), *latents.shape[1:], generator=seeded())
+    call = {name: one.repeat(len(images), 1, 1) if "embeds" in name else one for name, one in call.items()}
+    found = nrinv.invert(pipe, images, batch_size=2, max_nfe=2, **call)
+    assert found.latents.shape == images.shape and found.call["sigmas"] == call["sigmas"]
+
+
 def test_a_single_run_finds_what_a_batch_finds(turbo, held_out):
     images, captions, _ = held_out
     batch = nrinv.invert(turbo, images[:3], captions[:3], **CALL)

@@ -176,7 +176,7 @@ def _():
 
 @case("Sana, ControlNet")
 def _():
-    controlnet = randomize(SanaControlNetModel(**{**SANA, "num_layers": 1}))
+    controlnet = randomize(SanaControlNetModel(**{**SANA, "num_layers": 1}), seed=3)
     return sana(SanaControlNetPipeline, euler(), {"control_image": image()}, controlnet=controlnet)
 
 
@@ -185,10 +185,20 @@ def _():
     return sana(SanaPAGPipeline, arguments={"pag_scale": 2.0}, pag_applied_layers="transformer_blocks.0")
 
 
+def sprint(**arguments):
+    network = {"guidance_embeds": True, "qk_norm": "rms_norm_across_heads"}
+    return sana(SanaSprintPipeline, SCMScheduler(), {"intermediate_timesteps": None, **arguments}, network)
+
+
 @case("Sana, Sprint")
 def _():
-    network = {"guidance_embeds": True, "qk_norm": "rms_norm_across_heads"}
-    return sana(SanaSprintPipeline, SCMScheduler(), {"intermediate_timesteps": None}, network)
+    return sprint()
+
+
+@case("Sana, Sprint from less than all noise")
+def _():
+    # The first step multiplies its state by the cosine of the first timestep: 4e-6 at the pipeline's own 1.5708.
+    return sprint(max_timesteps=1.4)
 
 
 # HunyuanDiT

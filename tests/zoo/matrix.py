@@ -23,6 +23,8 @@ FEW = {"num_inference_steps": 4, "max_nfe": 24, "tol": 2e-5}
 MORE = {"num_inference_steps": 10, "max_nfe": 1, "refine": 20, "tol": 1e-4, "extrapolation": 0.5}
 # Fresh noise in states that hardly contract: fewer steps are solved, but not to the tolerance.
 LONGER = {"sde-dpmsolver 1, karras": 10, "sde-dpmsolver++ 3, karras": 20}
+# Whole passes of four ancestral steps take many, with a long memory.
+OPTIONS = {"Allegro": {"max_nfe": 150, "depth": 15}}
 # What is refused rightly: a part of what is said.
 REFUSED = {
     **dict.fromkeys(
@@ -40,6 +42,9 @@ REFUSED = {
     "SD, panorama": "steps a copy of its scheduler for each view",
     "CogView3, DPM": "step 0 of 10 cannot be inverted: the coefficient of the step's own state is 0",
     "Sana, Sprint": "step 0 of 4 cannot be inverted: the coefficient of the step's own state is 0",
+    "CogVideoX, DPM": "step 0 of 10 cannot be inverted: the coefficient of the step's own state is 0",
+    "ChronoEdit, temporal reasoning": "changes the latents between its steps",
+    "LTX, condition strength": "draws its own noise whatever latents it is given",
     "Cosmos": "steps its scheduler twice for each timestep",
     "JoyImage, edit": "not made of the latents",
     "Text to video, SD": "not made of the latents",
@@ -49,6 +54,7 @@ REFUSED = {
 }
 # Where the map itself is rough, what can be had.
 TOLERANCES = {
+    "Allegro": 1e-2,  # its residual stays there, and says so
     "PixArt, timesteps": 1e-2,  # five steps of a sampler with memory
     "Sana, ControlNet": 1e-2,  # the residual of one step stays at 2e-3, and says so
     "SD, SAG": 5e-2,  # it thresholds an attention map
@@ -85,6 +91,7 @@ def reconstruct(name, scheduler=None):
     options["num_inference_steps"] = LONGER.get(scheduler, options["num_inference_steps"])
     if isinstance(pipe.scheduler, diffusers.DDPMWuerstchenScheduler):  # the first of four steps magnifies its error 40 times
         options["num_inference_steps"] = 10
+    options.update(OPTIONS.get(name, {}))
     steps = options["num_inference_steps"] = call.pop("num_inference_steps", options["num_inference_steps"])
     try:
         torch.manual_seed(SEED)

@@ -7,6 +7,8 @@ from diffusers import (
     AutoencoderKLCogVideoX,
     AutoencoderKLHunyuanVideo,
     AutoencoderKLHunyuanVideo15,
+    AutoencoderKLLTX2Audio,
+    AutoencoderKLLTX2Video,
     AutoencoderKLLTXVideo,
     AutoencoderKLMagvit,
     AutoencoderKLWan,
@@ -29,6 +31,8 @@ from diffusers import (
     HunyuanVideo15Transformer3DModel,
     HunyuanVideoPipeline,
     HunyuanVideoTransformer3DModel,
+    LTX2Pipeline,
+    LTX2VideoTransformer3DModel,
     LTXConditionPipeline,
     LTXImageToVideoPipeline,
     LTXPipeline,
@@ -48,6 +52,7 @@ from diffusers import (
     WanVACEPipeline,
     WanVACETransformer3DModel,
 )
+from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
 from PIL import Image
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
 
@@ -88,19 +93,19 @@ def allegro(scheduler, **arguments):
     pipe = AllegroPipeline(transformer=transformer, scheduler=scheduler, vae=None, **TEXT)
     call = {**EMBEDS, **MASKS, "negative_prompt": None, "num_frames": 8, "height": 64, "width": 64, "guidance_scale": 7.5}
     tamed = tame(pipe, {**call, **arguments}, randn(1, 4, 2, 8, 8), transformer.proj_out)
-    # The first of four steps, from sigma = 157 to 4, amplifies what is not noise.
+    # The first of four steps, which divides sigma by 4, amplifies what is not noise.
     weaken(transformer.proj_out, 0.2)
     return tamed
 
 
 @case("Allegro")
 def _():
-    return allegro(EulerAncestralDiscreteScheduler(**LINEAR))
+    return allegro(EulerAncestralDiscreteScheduler(**LINEAR, timestep_spacing="leading", steps_offset=1))
 
 
 @case("Allegro, Euler")
 def _():
-    return allegro(EulerDiscreteScheduler(**LINEAR))
+    return allegro(EulerDiscreteScheduler(**LINEAR, timestep_spacing="leading", steps_offset=1))
 
 
 # CogVideoX
@@ -369,6 +374,62 @@ def _():
     ).eval()  # fmt: skip
     call = {"denoise_strength": 0.5, "num_inference_steps": 8}
     return ltx(LTXConditionPipeline, euler(shift=1.0), (1, 8, 2, 4, 4), autoencoder, **call)
+
+
+def ltx2(**arguments):
+    """Video and audio are denoised together; the latents are those of the video."""
+    transformer = randomize(
+        LTX2VideoTransformer3DModel(
+            in_channels=8,
+            out_channels=8,
+            num_layers=2,
+            num_attention_heads=2,
+            attention_head_dim=12,
+            cross_attention_dim=24,
+            audio_in_channels=16,
+            audio_out_channels=16,
+            audio_num_attention_heads=2,
+            audio_attention_head_dim=4,
+            audio_cross_attention_dim=8,
+            caption_channels=32,
+        )
+    )
+    connector = {"num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 1, "num_learnable_registers": None}
+    connectors = LTX2TextConnectors(
+        caption_channels=32,
+        text_proj_in_factor=1,
+        **{f"{kind}_connector_{name}": value for kind in ("video", "audio") for name, value in connector.items()},
+    )
+    torch.manual_seed(0)
+    vae = AutoencoderKLLTX2Video(
+        latent_channels=8,
+        block_out_channels=(8,) * 4,
+        layers_per_block=(1,) * 5,
+        decoder_block_out_channels=(8,) * 3,
+        decoder_layers_per_block=(1,) * 4,
+        spatial_compression_ratio=32,
+        temporal_compression_ratio=8,
+    )
+    audio_vae = AutoencoderKLLTX2Audio(base_channels=16, ch_mult=(1, 1, 1), num_res_blocks=1, latent_channels=4, mel_bins=16)
+    pipe = LTX2Pipeline(
+        transformer=transformer,
+        connectors=randomize(connectors),
+        scheduler=euler(**LTX_SHIFTING),
+        vae=vae.eval(),
+        audio_vae=audio_vae.eval(),
+        **TEXT,
+        **absent("vocoder"),
+    )
+    masks = {name: mask.long() for name, mask in MASKS.items()}
+    # More guidance than of the classifier-free kind takes more evaluations, and a network that knows of it.
+    others = {"stg_scale": 0.0, "audio_stg_scale": 0.0, "modality_scale": 1.0, "audio_modality_scale": 1.0}
+    call = {**EMBEDS, **masks, **LTX_SIZE, **others, "guidance_scale": 3.0, **arguments}
+    return tame(pipe, call, randn(1, 32, 8), torch.nn.ModuleList([transformer.proj_out, transformer.audio_proj_out]))
+
+
+@case("LTX 2")
+def _():
+    return ltx2()
 
 
 # Mochi
