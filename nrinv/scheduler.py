@@ -154,14 +154,6 @@ class Derived:
         self._inner.set_timesteps(*args, **kwargs)
         self.__dict__.update(vars(copy.deepcopy(self._inner)))
 
-    def __deepcopy__(self, memo):
-        """Some pipelines copy their scheduler.  A sampler never changes, and both may read it."""
-        if "sampler" in vars(self):
-            memo[id(self.sampler)] = self.sampler
-        clone = object.__new__(type(self))
-        vars(clone).update(copy.deepcopy(vars(self), memo))
-        return clone
-
 
 class InverseScheduler(Derived):
     """A scheduler under which a pipeline called with `latents=z_0` finds the noise z_T instead of drawing an image.
@@ -219,6 +211,15 @@ class InverseScheduler(Derived):
         self.unlaid = False
         self.loop_length = lambda: None  # how many timesteps the loop takes, if the driver can know
         self.spent = 0  # evaluations that were of no use
+
+    def __deepcopy__(self, memo):
+        if self._unwind:
+            raise ValueError("pipe: the pipeline steps copies of its scheduler, for several states, and cannot be inverted")
+        if "sampler" in vars(self):
+            memo[id(self.sampler)] = self.sampler  # never changes; both may read it
+        clone = object.__new__(type(self))
+        vars(clone).update(copy.deepcopy(vars(self), memo))
+        return clone
 
     # ------------------------------------------------------------------------------------------- what the pipeline reads
 

@@ -45,6 +45,7 @@ REFUSED = {
     "CogVideoX, DPM": "step 0 of 10 cannot be inverted: the coefficient of the step's own state is 0",
     "ChronoEdit, temporal reasoning": "changes the latents between its steps",
     "LTX, condition strength": "draws its own noise whatever latents it is given",
+    "LTX 2": "steps copies of its scheduler",
     "Cosmos": "steps its scheduler twice for each timestep",
     "JoyImage, edit": "not made of the latents",
     "Text to video, SD": "not made of the latents",
@@ -53,12 +54,7 @@ REFUSED = {
     "euler ancestral, zero snr": "step 0 of 4 cannot be inverted: the coefficient of the step's own state is 0",
 }
 # Where the map itself is rough, what can be had.
-TOLERANCES = {
-    "Allegro": 1e-2,  # its residual stays there, and says so
-    "PixArt, timesteps": 1e-2,  # five steps of a sampler with memory
-    "Sana, ControlNet": 1e-2,  # the residual of one step stays at 2e-3, and says so
-    "SD, SAG": 5e-2,  # it thresholds an attention map
-}
+TOLERANCES = {"SD, SAG": 5e-2}  # it thresholds an attention map
 # One pipeline of each kind stands for the others where schedulers are concerned.
 HOSTS = {"epsilon": ("SD", "SDXL"), "v": ("SD, v-prediction",), "flow": ("SD3", "Flux")}
 
