@@ -4,6 +4,7 @@ Nothing here knows a pipeline by name except the tables, each entry with its rea
 """
 
 import ast
+import functools
 import inspect
 import textwrap
 import types
@@ -233,8 +234,13 @@ def reads_index(pipe):
     Such a loop may do something else in each of its rounds (ControlNets switched on and off, truncated guidance), which the
     timestep alone does not tell: an inversion that visits the timesteps in another order has to be checked.
     """
-    call = inspect.unwrap(type(pipe).__call__)
-    if not type(pipe).__module__.startswith("diffusers."):
+    return _reads_index(type(pipe))
+
+
+@functools.cache
+def _reads_index(cls):
+    call = inspect.unwrap(cls.__call__)
+    if not cls.__module__.startswith("diffusers."):
         return True
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(call)))
@@ -243,7 +249,7 @@ def reads_index(pipe):
     loops = [node for node in ast.walk(tree) if isinstance(node, ast.For) and "step" in _called(node)]
     innermost = [loop for loop in loops if not any(one in loops for node in loop.body for one in ast.walk(node))]
     slices = [node for node in ast.walk(tree) if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Slice)]
-    if not hasattr(type(pipe), "num_timesteps") and any(_names(node.value) & {"timesteps"} for node in slices):
+    if not hasattr(cls, "num_timesteps") and any(_names(node.value) & {"timesteps"} for node in slices):
         return True  # it takes some of the timesteps, and does not tell how many
     for loop in innermost:
         target = loop.target.elts[0] if isinstance(loop.target, ast.Tuple) else loop.target
