@@ -22,7 +22,7 @@ _ALIASES = {
     "skip": ("strength", lambda value: 1 - value),
 }
 # A stock run that is off the trajectory by more than the solver says, this many times and beyond rounding, is another map.
-_MISSED, _ROUNDING = 5.0, 1e-3
+_MISSED, _ROUNDING = 2.0, 1e-3
 
 
 # Pipelines, by class name, whose loop is no sampler of their one scheduler, and what it does instead.
