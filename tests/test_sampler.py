@@ -10,7 +10,7 @@ import torch
 import zoo.schedulers as zoo
 
 import nrinv
-from nrinv.sampler import draw_noises, natural_guess, start_at, with_noise
+from nrinv.sampler import draw_noises, start_at, with_noise
 
 # The schedulers most pipelines have: others import these too.
 COMMON = (
@@ -322,15 +322,6 @@ def test_levels_are_none_or_fall_to_a_clean_image(name):
     if not name.startswith(("edm", "cosine", "consistency")):  # these have data of another variance
         seen = sampler.inputs * np.hypot(signal, noise)[:-1]
         assert (0.7 < seen).all() and (seen < 1.002).all()
-
-
-def test_the_guess_is_of_the_level_of_its_evaluation():
-    sampler, target = nrinv.read_sampler(make("flow euler"), 4), torch.ones(1, 4, 8, 8)
-    last, first = natural_guess(sampler, target), natural_guess(sampler, target, evaluation=0)
-    assert torch.equal(last, natural_guess(sampler, target, evaluation=3))
-    np.testing.assert_allclose(
-        first.numpy(), (last - sampler.levels[3, 0]).numpy() / sampler.levels[3, 1], rtol=1e-4, atol=1e-4
-    )
 
 
 def test_ddim_with_eta_draws_noise():

@@ -23,7 +23,7 @@ from diffusers import (
 )
 
 from . import case, randn, randomize, tame
-from .sd import BETAS, euler, unet, vae
+from .sd import BETAS, SHALLOW, euler, unet, vae
 
 # Width of an embedded size or score, and of a pooled prompt.
 TIME, POOLED = 8, 32
@@ -78,7 +78,7 @@ def control_config(network):
 
 @case("SDXL")
 def _():
-    return tamed(*xl())
+    return tamed(*xl(network=xl_unet(**SHALLOW)))
 
 
 @case("SDXL, turbo")
