@@ -4,7 +4,6 @@ The forward run Phi, the sampler itself from z_T to the image.  It measures the 
     y <- y + (z_0 - Phi(Psi(y)))        accelerated by the same Anderson code
 */
 #include <math.h>
-#include <string.h>
 
 #include "inversion.h"
 
@@ -13,7 +12,7 @@ nri_begin_forward(nri_inversion *inv)
 {
     inv->phase = FORWARD;
     inv->j = 0;
-    return inv->v->ops->copy(inv->v, inv->states, STATE, NULL);
+    return inv->v->ops->copy(inv->v, nri_run_state(inv->sampler, inv->states, 0), STATE, NULL);
 }
 
 /* A network output that is not finite poisons the rings of its sample, and 0 * NaN would keep it there. */
@@ -75,23 +74,13 @@ nri_status
 nri_feed_forward(nri_inversion *inv, const nri_tensor *model_output)
 {
     const nri_sampler *s = inv->sampler;
-    const nri_vec_ops *ops = inv->v->ops;
-    int j = inv->j, E = s->evaluations, W = s->window, noise = inv->outputs + W;
-    int next = j + 1 < E ? inv->states + (j + 1) % (W + 1) : END;
-    const double *row = s->steps + (size_t)j * (size_t)(2 * E + s->noises);
-    bool noisy;
-    NRI_TRY(nri_load_answer(inv, inv->outputs + j % W, model_output));
-    NRI_TRY(nri_sum_used(inv, noise, inv->noises, s->noises, row + 2 * E, &noisy));
-    memset(inv->coef, 0, sizeof(*inv->coef) * (size_t)(2 * W + 2));
-    for (int k = most(0, j - W + 1); k <= j; k++) {
-        inv->coef[k % (W + 1)] = row[k];
-        inv->coef[W + 1 + k % W] = row[E + k];
-    }
-    inv->coef[2 * W + 1] = noisy;
-    NRI_TRY(nri_combine_all(inv, next, (nri_rows){inv->states, 2 * W + 2, 1}, inv->coef));
+    int j = inv->j, next = j + 1 < s->evaluations ? nri_run_state(s, inv->states, j + 1) : END;
+    nri_run run = {s, inv->v, inv->states, inv->outputs, inv->noises, inv->coef};
+    NRI_TRY(nri_load_answer(inv, nri_run_output(s, inv->outputs, j), model_output));
+    NRI_TRY(nri_run_step(&run, j, next));
     if (inv->trajectory >= 0) {
-        NRI_TRY(ops->copy(inv->v, inv->trajectory + j + 1, next, NULL));
+        NRI_TRY(inv->v->ops->copy(inv->v, inv->trajectory + j + 1, next, NULL));
     }
     inv->j = j + 1;
-    return inv->j < E ? NRI_OK : end_forward(inv);
+    return inv->j < s->evaluations ? NRI_OK : end_forward(inv);
 }

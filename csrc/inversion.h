@@ -8,6 +8,7 @@ absorb.c has what noisy steps do differently.
 #include <stddef.h>
 
 #include "nrinv.h"
+#include "run.h"
 
 /* Fixed slots.  Rows of one linear combination are neighbours: STATE M_PREV NOISE, C M MU Z, and Z0 Y END GUESS. */
 enum {
@@ -62,25 +63,10 @@ struct nri_inversion {
     void *block;
 };
 
-static inline int
-most(int a, int b)
-{
-    return a > b ? a : b;
-}
-
-static inline const double *
-back_row(const nri_sampler *s, int j)
-{
-    return s->back + (size_t)j * (size_t)(1 + s->evaluations + s->noises);
-}
-
 /* -------------------------------------------------------------------------------------------------------- invert.c */
 
 /* dst = sum_i coef[i] rows_i, the same coefficients for every sample */
 nri_status nri_combine_all(nri_inversion *inv, int dst, nri_rows rows, const double *coef);
-
-/* dst = sum_i coef[i] slot_{first + i} over n slots, if any coefficient is not 0 */
-nri_status nri_sum_used(nri_inversion *inv, int dst, int first, int n, const double *coef, bool *used);
 
 /* out[b] = |x[b]| */
 nri_status nri_norms(nri_inversion *inv, int x, double *out);

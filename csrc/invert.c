@@ -10,7 +10,6 @@ a forward run if the error is measured.
 */
 #include <math.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "inversion.h"
 
@@ -68,7 +67,7 @@ lay_out(const nri_sampler *s, const nri_options *o)
     l.target_rings = l.newton + (o->solver == NRI_NEWTON ? NRI_NEWTON_SLOTS : 0);
     l.states = l.target_rings + forward * 2 * (target_depth(o) + 1);
     l.outputs = l.states + forward * (s->window + 1);
-    l.noises = l.outputs + forward * (s->window + 1);
+    l.noises = l.states + forward * nri_run_slots(s);
     l.trajectory = l.noises + s->noises;
     l.best_trajectory = l.trajectory + kept;
     l.passes = l.best_trajectory + forward * kept;
@@ -116,7 +115,7 @@ static nri_status
 allocate(nri_inversion *inv)
 {
     size_t B = (size_t)inv->v->batch, E = (size_t)inv->sampler->evaluations;
-    size_t widest = (size_t)most(most(inv->sampler->noises, Z + 1), most(2 * inv->sampler->window + 2, (int)E));
+    size_t widest = (size_t)most(most(inv->sampler->noises, Z + 1), most(nri_run_slots(inv->sampler), (int)E));
     inv->block = calloc(
         1, B * (sizeof(double) * (E + 2 + widest) + sizeof(int) * (E + 1) + sizeof(nri_reason) + 3 * sizeof(bool)));
     if (!inv->block) {
@@ -233,10 +232,7 @@ nri_inversion_noise(const nri_inversion *inv, int k)
 nri_status
 nri_combine_all(nri_inversion *inv, int dst, nri_rows rows, const double *coef)
 {
-    for (int64_t b = 0; b < inv->v->batch; b++) {
-        memmove(inv->coef + b * rows.count, coef, sizeof(*coef) * (size_t)rows.count);
-    }
-    return inv->v->ops->combine(inv->v, dst, rows, inv->coef);
+    return nri_combine_same(inv->v, inv->coef, dst, rows, coef);
 }
 
 nri_status
@@ -247,23 +243,6 @@ nri_norms(nri_inversion *inv, int x, double *out)
         out[b] = sqrt(out[b]);
     }
     return NRI_OK;
-}
-
-nri_status
-nri_sum_used(nri_inversion *inv, int dst, int first, int n, const double *coef, bool *used)
-{
-    int skip = 0;
-    while (skip < n && coef[skip] == 0) {
-        skip++;
-    }
-    while (n > skip && coef[n - 1] == 0) {
-        n--;
-    }
-    *used = skip < n;
-    if (!*used) {
-        return NRI_OK;
-    }
-    return nri_combine_all(inv, dst, (nri_rows){first + skip, n - skip, 1}, coef + skip);
 }
 
 /* What stands in the rows of resting samples may be anything, and 0 * NaN would spread it. */
@@ -333,7 +312,7 @@ nri_inversion_next(nri_inversion *inv, nri_request *request, bool *done)
         bool sweep = inv->phase == SWEEP;
         int slot = sweep                ? Z
                    : inv->phase == PASS ? nri_pass_state(inv, inv->j)
-                                        : inv->states + inv->j % (inv->sampler->window + 1);
+                                        : nri_run_state(inv->sampler, inv->states, inv->j);
         bool newton = inv->options.solver == NRI_NEWTON && sweep && inv->absorbs < 0 && inv->step.max_nfe > 2;
         int cotangent = inv->gradient ? inv->step.slot.newton + NRI_NEWTON_SIGN : -1;
         *request = (nri_request){.index = inv->j,

@@ -227,4 +227,95 @@ nri_status nri_inversion_next(nri_inversion *inv, nri_request *request, bool *do
 nri_status nri_inversion_feed(nri_inversion *inv, const nri_tensor *model_output);
 nri_status nri_inversion_result(const nri_inversion *inv, nri_result *result);
 
+/* ------------------------------------------------------------------------------------------------------- correct.c */
+
+typedef struct {
+    int rounds;     /* >= 1 */
+    bool inverted;  /* noise by inverting the steps, one evaluation each; else by drawn noise */
+} nri_correct_options;
+
+extern const nri_correct_options nri_default_correct_options;
+
+typedef struct nri_correction nri_correction;
+
+/* What a correction knows of its samples; arrays belong to it. */
+typedef struct {
+    int latents;          /* slot of the corrected image */
+    int evaluations;      /* network calls */
+    const double *moved;  /* [B] |corrected - image| / |image| */
+    const bool *held;     /* [B] the radius has held it back */
+    const bool *failed;   /* [B] the network returned values that are not finite: the round before stands */
+} nri_corrected;
+
+int nri_correction_slots(const nri_sampler *sampler, const nri_correct_options *options);
+int64_t nri_correction_max_evaluations(const nri_sampler *sampler, const nri_correct_options *options);
+
+/*
+`sampler`, the last steps of one, and `v` are borrowed.  radius [B]: how far from the image a sample may go at most, as a
+norm; NULL: anywhere.  The image, the K noises of each round and, unless `inverted`, its drawn noise are loaded before the
+first `next`.  NRI_BAD_ARGUMENT: no rounds, too few slots, a sampler without levels where noise is drawn.
+NRI_SINGULAR_STEP: a step to be inverted has no way back.
+*/
+nri_status nri_correction_create(const nri_sampler *sampler, const nri_correct_options *options, const double *radius,
+                                 nri_space *v, nri_correction **out, int *step);
+void nri_correction_destroy(nri_correction *c);
+int nri_correction_image(const nri_correction *c);
+int nri_correction_draw(const nri_correction *c, int round);
+int nri_correction_noise(const nri_correction *c, int round, int k);
+
+/* As nri_inversion_next and nri_inversion_feed. */
+nri_status nri_correction_next(nri_correction *c, nri_request *request, bool *done);
+nri_status nri_correction_feed(nri_correction *c, const nri_tensor *model_output);
+nri_status nri_correction_result(const nri_correction *c, nri_corrected *result);
+
+/* --------------------------------------------------------------------------------------------------------- path.c */
+
+#define NRI_PATH_LIST(X) \
+    X(GEODESIC, "geodesic", "the shortest way where noise is likely") \
+    X(SLERP, "slerp", "along the arc, the norm linear") \
+    X(LERP, "lerp", "along the chord") \
+    X(VARIANCE_PRESERVING, "variance_preserving", "the chord, divided by the root of the sum of its squared weights")
+
+typedef enum {
+#define NRI_PATH(id, name, text) NRI_##id,
+    NRI_PATH_LIST(NRI_PATH)
+#undef NRI_PATH
+} nri_path;
+
+/* What is equal between the points of a geodesic. */
+#define NRI_SPACING_LIST(X) \
+    X(METRIC, "metric", "the length in the metric") \
+    X(ANGLE, "angle", "the angle") \
+    X(EUCLIDEAN, "euclidean", "the length that a ruler shows")
+
+typedef enum {
+#define NRI_SPACING(id, name, text) NRI_##id,
+    NRI_SPACING_LIST(NRI_SPACING)
+#undef NRI_SPACING
+        NRI_SPACINGS
+} nri_spacing;
+
+/* Between which norms the ends of geodesics may lie, for vectors of `elements`; NRI_BAD_ARGUMENT: too few of them. */
+nri_status nri_path_norms(int64_t elements, double *low, double *high);
+
+/* Slots of an interpolation, in this order: the ends, a direction for ends that are opposite, and two of its own. */
+enum { NRI_PATH_A, NRI_PATH_B, NRI_PATH_DIRECTION, NRI_PATH_POINT, NRI_PATH_SPARE, NRI_PATH_SLOTS };
+
+/*
+Weights [n][B][3] of the points at `fractions` (0..1) of the ways from A to B, in A, B and DIRECTION, and the length [B] of
+each way in the metric -log f(|z|) |dz| if it is a geodesic, else NaN.  DIRECTION is made orthogonal to A first; where A and
+B are not opposite, what it held does not matter.
+
+NRI_BAD_ARGUMENT: too few elements for a shell.  NRI_NOT_FINITE: an end of sample *sample is not finite, or 0.  NRI_NO_NOISE:
+an end has a norm beyond nri_path_norms.
+*/
+nri_status nri_interpolate(nri_space *v, nri_path method, nri_spacing spacing, int n, const double *fractions,
+                           double *weights, double *length, int64_t *sample);
+
+/*
+Weights [B][K] of the centroids of slots 0..K-1: in their span, with the least sum of share[k] times the squared length of
+the geodesic to each.  Fails as nri_interpolate does; NRI_NOT_UNIQUE if they cancel each other.
+*/
+nri_status nri_centroid(nri_space *v, int count, const double *shares, double *weights, int64_t *sample);
+
 #endif

@@ -84,8 +84,8 @@ go_back(nri_inversion *inv, int dst, bool evaluated)
         const double *row = back_row(s, j);
         bool fed = false, noisy = false;
         if (evaluated) {
-            NRI_TRY(nri_sum_used(inv, M_PREV, output(inv, 0), j + 1, row + 1, &fed));
-            NRI_TRY(nri_sum_used(inv, NOISE, inv->noises, s->noises, row + 1 + s->evaluations, &noisy));
+            NRI_TRY(nri_sum_used(inv->v, inv->coef, M_PREV, output(inv, 0), j + 1, row + 1, &fed));
+            NRI_TRY(nri_sum_used(inv->v, inv->coef, NOISE, inv->noises, s->noises, row + 1 + s->evaluations, &noisy));
         }
         double coef[3] = {1 / row[0], fed ? -1 / row[0] : 0, noisy ? -1 / row[0] : 0};
         NRI_TRY(nri_combine_all(inv, state(inv, dst, j), (nri_rows){STATE, 3, 1}, coef));

@@ -66,7 +66,7 @@ begin_step(nri_inversion *inv, int j)
     inv->j = j;
     inv->beta = -b / A;
     inv->absorbs = nri_absorbing_noise(s, &inv->options, j);
-    NRI_TRY(nri_sum_used(inv, NOISE, inv->noises, s->noises, row + 1 + s->evaluations, &noisy));
+    NRI_TRY(nri_sum_used(inv->v, inv->coef, NOISE, inv->noises, s->noises, row + 1 + s->evaluations, &noisy));
     double coef[3] = {1 / A, -h / A, noisy ? -1 / A : 0};
     NRI_TRY(nri_combine_all(inv, C, (nri_rows){STATE, 3, 1}, coef));
     NRI_TRY(guess_state(inv, coef));

@@ -20,7 +20,9 @@ of 0 must drop a row, and 0 * NaN would not.
     X(NOT_CAUSAL, "a step reads a state or a network output that does not exist yet") \
     X(SINGULAR_STEP, "the coefficient of the step's own state is 0") \
     X(BACKEND, "a vector operation failed") \
-    X(BAD_ORDER, "next and feed were called out of order")
+    X(BAD_ORDER, "next and feed were called out of order") \
+    X(NO_NOISE, "a vector is so much shorter or longer than noise that it is none") \
+    X(NOT_UNIQUE, "the vectors cancel each other, so that no centroid is the nearest")
 
 typedef enum {
 #define NRI_STATUS(id, text) NRI_##id,

@@ -24,6 +24,8 @@ void test_newton(void);
 void test_absorb(void);
 void test_active(void);
 void test_passes(void);
+void test_path(void);
+void test_correct(void);
 void test_memory(void);
 
 #endif

@@ -43,7 +43,7 @@ main(void)
     } files[] = {
         {"vec", test_vec},       {"sampler", test_sampler}, {"anderson", test_anderson}, {"solve", test_solve},
         {"invert", test_invert}, {"newton", test_newton},   {"absorb", test_absorb},     {"active", test_active},
-        {"passes", test_passes}, {"memory", test_memory},
+        {"passes", test_passes}, {"path", test_path},       {"correct", test_correct},   {"memory", test_memory},
     };
     int all = 0, all_failures = 0;
     for (size_t i = 0; i < sizeof(files) / sizeof(*files); i++) {

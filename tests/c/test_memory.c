@@ -73,6 +73,84 @@ check_failures(toy_form f, nri_options o, toy_outcome *out)
     CHECK(out->reason[0] != NRI_RUNNING && out->reason[0] != NRI_NON_FINITE);
 }
 
+/* The same for paths, centroids and corrections: `run` sets up, works, and cleans up. */
+static void
+check_run(nri_status (*run)(void))
+{
+    nri_status status = NRI_NO_MEMORY;
+    int n = 0;
+    for (; status != NRI_OK && n < 100; n++) {
+        living = 0;
+        until_failure = n;
+        armed = true;
+        status = run();
+        armed = false;
+        CHECK(status == NRI_OK || status == NRI_NO_MEMORY);
+        CHECK((status == NRI_OK) == (until_failure >= 0));
+        CHECK(living == 0);
+    }
+    CHECK(status == NRI_OK);
+    CHECK(n > 2);
+}
+
+static nri_status
+run_path(bool middle)
+{
+    float x[4 * 8];
+    double weights[2 * 3], length[2], half = 0.5, shares[2] = {1, 1};
+    uint64_t seed = 9;
+    int64_t shape[2], sample;
+    nri_space *v = NULL;
+    nri_tensor t = toy_tensor(x, NRI_FLOAT32, shape, 2, 8);
+    nri_status status = nri_space_create_host(&t, NRI_PATH_SLOTS, &v);
+    for (int slot = 0; status == NRI_OK && slot < 3; slot++) {
+        toy_normals(&seed, 16, x);
+        status = v->ops->load(v, slot, &t);
+    }
+    if (status == NRI_OK) {
+        status = middle ? nri_centroid(v, 2, shares, weights, &sample)
+                        : nri_interpolate(v, NRI_GEODESIC, NRI_METRIC, 1, &half, weights, length, &sample);
+    }
+    nri_space_destroy(v);
+    return status;
+}
+
+static nri_status
+run_interpolation(void)
+{
+    return run_path(false);
+}
+
+static nri_status
+run_centroid(void)
+{
+    return run_path(true);
+}
+
+static nri_status
+run_correction(void)
+{
+    toy_form f = toy_denoiser(2, true, 0, 0.6, 0.5);
+    nri_correct_options o = nri_default_correct_options;
+    nri_sampler *s = NULL;
+    nri_space *v = NULL;
+    nri_correction *c = NULL;
+    int64_t shape[2];
+    int step;
+    nri_tensor like = toy_tensor(NULL, NRI_FLOAT32, shape, 2, 8);
+    nri_status status = nri_sampler_create(f.E, f.K, f.timesteps, f.steps, f.inputs, f.levels, &s, &step);
+    if (status == NRI_OK) {
+        status = nri_space_create_host(&like, nri_correction_slots(s, &o), &v);
+    }
+    if (status == NRI_OK) {
+        status = nri_correction_create(s, &o, NULL, v, &c, &step);
+    }
+    nri_correction_destroy(c);
+    nri_space_destroy(v);
+    nri_sampler_destroy(s);
+    return status;
+}
+
 void
 test_memory(void)
 {
@@ -95,4 +173,10 @@ test_memory(void)
     o.order = NRI_PASSES;
     o.verify = o.trajectory = true;
     check_failures(toy_adams(3), o, &out);
+    check_label = "path";
+    check_run(run_interpolation);
+    check_label = "centroid";
+    check_run(run_centroid);
+    check_label = "correction";
+    check_run(run_correction);
 }

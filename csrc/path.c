@@ -1,0 +1,388 @@
+/*
+Paths between noise vectors, and their centroids: weights of the vectors they are made of.
+
+A point of a path is
+
+    z = (r / sin theta) (sin(theta - phi) a / |a| + sin(phi) b / |b|)
+
+with r and phi from the geodesic (geodesic.c), or for slerp r linear and phi proportional to the fraction.  Nearly opposite
+ends leave the plane open, and the weights above grow beyond all bounds: there the basis is a / |a| and a unit vector e
+orthogonal to it, z = r (cos(phi) a / |a| + sin(phi) e), with e from b if b tells it, else from the caller.
+
+The centroid minimises J(c) = 1/2 sum_k share_k L(c, x_k)^2, the Frechet mean of the metric.  The derivative of a geodesic's
+length by the angle at its end is Clairaut's constant, that by the norm is the slope of its end: steps go along
+
+    d = sum_k share_k L_k c_k e_k          e_k the tangent towards x_k
+
+in the sphere, scaled as if the sphere were all there is, with a Newton step in the norm beside it.  Two vectors' is the
+middle of their path; the sum of lengths itself, which NAO minimises, is the same everywhere on it.
+
+Scalars in double; vectors through vec.h, on any device.
+*/
+#include <math.h>
+#include <stdlib.h>
+
+#include "path.h"
+
+static const double PI = 3.14159265358979323846;
+/* From this angle on, the basis is a and a vector orthogonal to it. */
+static const double OPPOSITE = 3.0;
+/* What is left of b beside a when its direction is rounding. */
+static const double ROUNDING = 1e-4;
+
+nri_status
+nri_path_norms(int64_t elements, double *low, double *high)
+{
+    nri_shell shell;
+    NRI_TRY(nri_shell_init(&shell, elements));
+    *low = shell.inner;
+    *high = shell.outer;
+    return NRI_OK;
+}
+
+static nri_status
+norms(nri_space *v, int x, double *out, int64_t *sample)
+{
+    NRI_TRY(v->ops->dots(v, x, (nri_rows){x, 1, 1}, out));
+    for (int64_t b = 0; b < v->batch; b++) {
+        out[b] = sqrt(out[b]);
+        if (!isfinite(out[b]) || out[b] == 0) {
+            *sample = b;
+            return NRI_NOT_FINITE;
+        }
+    }
+    return NRI_OK;
+}
+
+static nri_status
+check_norms(const nri_space *v, const nri_shell *shell, const double *norm, int64_t *sample)
+{
+    for (int64_t b = 0; b < v->batch; b++) {
+        if (!(norm[b] >= shell->inner && norm[b] <= shell->outer)) {
+            *sample = b;
+            return NRI_NO_NOISE;
+        }
+    }
+    return NRI_OK;
+}
+
+/* The angles [B] between A and B, to full precision also near 0 and pi (W. Kahan's formula). */
+static nri_status
+angles(nri_space *v, const double *a, const double *b, double *coef, double *sum, double *theta)
+{
+    for (int64_t i = 0; i < v->batch; i++) {
+        coef[2 * i] = 1 / a[i];
+        coef[2 * i + 1] = 1 / b[i];
+    }
+    NRI_TRY(v->ops->combine(v, NRI_PATH_SPARE, (nri_rows){NRI_PATH_A, 2, 1}, coef));
+    NRI_TRY(v->ops->dots(v, NRI_PATH_SPARE, (nri_rows){NRI_PATH_SPARE, 1, 1}, sum));
+    for (int64_t i = 0; i < v->batch; i++) {
+        coef[2 * i + 1] *= -1;
+    }
+    NRI_TRY(v->ops->combine(v, NRI_PATH_SPARE, (nri_rows){NRI_PATH_A, 2, 1}, coef));
+    NRI_TRY(v->ops->dots(v, NRI_PATH_SPARE, (nri_rows){NRI_PATH_SPARE, 1, 1}, theta));
+    for (int64_t i = 0; i < v->batch; i++) {
+        theta[i] = 2 * atan2(sqrt(theta[i]), sqrt(sum[i]));
+    }
+    return NRI_OK;
+}
+
+/* Make DIRECTION the unit vector orthogonal to A: in the plane of A and B if there is one. */
+static nri_status
+find_direction(nri_space *v, const double *a, const double *b, const double *theta, double *coef, double *dot, bool *known)
+{
+    for (int64_t i = 0; i < v->batch; i++) {
+        coef[2 * i] = -cos(theta[i]) / a[i];
+        coef[2 * i + 1] = 1 / b[i];
+        known[i] = sin(theta[i]) > ROUNDING;
+    }
+    NRI_TRY(v->ops->combine(v, NRI_PATH_SPARE, (nri_rows){NRI_PATH_A, 2, 1}, coef));
+    NRI_TRY(v->ops->copy(v, NRI_PATH_DIRECTION, NRI_PATH_SPARE, known));
+    for (int pass = 0; pass < 2; pass++) { /* the second time takes away what rounding has left */
+        NRI_TRY(v->ops->dots(v, NRI_PATH_DIRECTION, (nri_rows){NRI_PATH_A, 1, 1}, dot));
+        for (int64_t i = 0; i < v->batch; i++) {
+            coef[2 * i] = -dot[i] / (a[i] * a[i]);
+            coef[2 * i + 1] = 1;
+        }
+        NRI_TRY(v->ops->combine(v, NRI_PATH_DIRECTION, (nri_rows){NRI_PATH_A, 2, NRI_PATH_DIRECTION - NRI_PATH_A}, coef));
+    }
+    NRI_TRY(v->ops->dots(v, NRI_PATH_DIRECTION, (nri_rows){NRI_PATH_DIRECTION, 1, 1}, dot));
+    for (int64_t i = 0; i < v->batch; i++) {
+        coef[i] = dot[i] > 0 ? 1 / sqrt(dot[i]) : 0;
+    }
+    return v->ops->combine(v, NRI_PATH_DIRECTION, (nri_rows){NRI_PATH_DIRECTION, 1, 1}, coef);
+}
+
+/* The weights of the point with norm r at the angle phi. */
+static void
+weigh(double a, double b, double theta, double r, double phi, double *w)
+{
+    if (theta >= OPPOSITE) {
+        w[0] = r * cos(phi) / a;
+        w[1] = 0;
+        w[2] = r * sin(phi);
+        return;
+    }
+    double share = theta > 0 ? phi / theta : 0, whole = sin(theta);
+    w[0] = r / a * (theta > 1e-8 ? sin(theta - phi) / whole : 1 - share);
+    w[1] = r / b * (theta > 1e-8 ? sin(phi) / whole : share);
+    w[2] = 0;
+}
+
+static void
+weigh_chord(nri_path method, double t, double *w)
+{
+    double length = method == NRI_LERP ? 1 : hypot(1 - t, t);
+    w[0] = (1 - t) / length;
+    w[1] = t / length;
+    w[2] = 0;
+}
+
+/* One way: its points' weights, [n] rows `stride` apart; its length. */
+static double
+weigh_way(const nri_shell *shell, nri_path method, nri_spacing spacing, double a, double b, double theta, int n,
+          const double *fractions, double *weights, int64_t stride)
+{
+    nri_geodesic path;
+    double r, phi;
+    if (method == NRI_GEODESIC) {
+        nri_geodesic_solve(shell, a, b, theta, &path);
+    }
+    for (int i = 0; i < n; i++) {
+        double t = fractions[i], *w = weights + i * stride;
+        if (t <= 0 || t >= 1) { /* the ends themselves */
+            w[0] = t <= 0;
+            w[1] = t >= 1;
+            w[2] = 0;
+        }
+        else if (method == NRI_GEODESIC) {
+            nri_geodesic_at(&path, spacing, t, &r, &phi);
+            weigh(a, b, theta, r, phi, w);
+        }
+        else if (method == NRI_SLERP) {
+            weigh(a, b, theta, a + t * (b - a), t * theta, w);
+        }
+        else {
+            weigh_chord(method, t, w);
+        }
+    }
+    return method == NRI_GEODESIC ? path.length : NAN;
+}
+
+nri_status
+nri_interpolate(nri_space *v, nri_path method, nri_spacing spacing, int n, const double *fractions, double *weights,
+                double *length, int64_t *sample)
+{
+    nri_shell shell = {0};
+    int64_t B = v->batch;
+    *sample = -1;
+    if (method == NRI_GEODESIC) {
+        NRI_TRY(nri_shell_init(&shell, v->elements));
+    }
+    double *a = malloc((size_t)B * (6 * sizeof(*a) + sizeof(bool)));
+    if (!a) {
+        return NRI_NO_MEMORY;
+    }
+    double *b = a + B, *theta = b + B, *dot = theta + B, *coef = dot + B;
+    bool *known = (bool *)(coef + 2 * B);
+    nri_status status = norms(v, NRI_PATH_A, a, sample);
+    if (status == NRI_OK) {
+        status = norms(v, NRI_PATH_B, b, sample);
+    }
+    if (status == NRI_OK && method == NRI_GEODESIC) {
+        status = check_norms(v, &shell, a, sample);
+    }
+    if (status == NRI_OK && method == NRI_GEODESIC) {
+        status = check_norms(v, &shell, b, sample);
+    }
+    if (status == NRI_OK) {
+        status = angles(v, a, b, coef, dot, theta);
+    }
+    if (status == NRI_OK) {
+        status = find_direction(v, a, b, theta, coef, dot, known);
+    }
+    for (int64_t i = 0; status == NRI_OK && i < B; i++) {
+        length[i] = weigh_way(&shell, method, spacing, a[i], b[i], theta[i], n, fractions, weights + 3 * i, 3 * B);
+    }
+    free(a);
+    return status;
+}
+
+/* ------------------------------------------------------------------------------------------------------------ centroid */
+
+/* One sample's centroid c = r sum_k v_k x_k / |x_k|, and what its steps need. */
+typedef struct {
+    const nri_shell *shell;
+    int count;                       /* K */
+    const double *gram, *norm, *share; /* [K][K] of the unit vectors, [K], [K] */
+    double *v, *trial, *step;          /* [K] */
+    double r, pull, curve;           /* dJ/dr, about d2J/dr2 */
+    double turn, size;               /* what one step turns by, sum of share c^2 */
+} centroid;
+
+/* |sum_k x_k u_k| of unit vectors u */
+static double
+span_norm(const centroid *c, const double *x)
+{
+    double sum = 0;
+    for (int i = 0; i < c->count; i++) {
+        for (int j = 0; j < c->count; j++) {
+            sum += x[i] * x[j] * c->gram[i * c->count + j];
+        }
+    }
+    return sqrt(fmax(0, sum));
+}
+
+static void
+normalise(const centroid *c, double *x)
+{
+    double length = span_norm(c, x);
+    for (int k = 0; k < c->count; k++) {
+        x[k] /= length;
+    }
+}
+
+/* J at direction x and norm r; with `derive`, the step from there. */
+static double
+measure(centroid *c, const double *x, double r, bool derive)
+{
+    nri_geodesic path;
+    double J = 0, along = 0;
+    if (derive) {
+        c->pull = c->curve = c->size = 0;
+    }
+    for (int k = 0; k < c->count; k++) {
+        double cosine = 0;
+        for (int j = 0; j < c->count; j++) {
+            cosine += x[j] * c->gram[j * c->count + k];
+        }
+        cosine = fmin(1, fmax(-1, cosine));
+        double theta = acos(cosine), sine = sin(theta);
+        nri_geodesic_solve(c->shell, c->norm[k], r, theta, &path);
+        J += 0.5 * c->share[k] * path.length * path.length;
+        if (derive) {
+            double force = sine > 1e-9 ? c->share[k] * path.length * path.clairaut / sine : 0;
+            double bend = sqrt(2 * c->shell->kappa * c->shell->least) / c->shell->star;
+            c->step[k] = force;
+            along += force * cosine;
+            c->pull += c->share[k] * path.length * path.slope;
+            c->curve += c->share[k] * (path.slope * path.slope + path.length * bend);
+            c->size += c->share[k] * c->shell->least * c->shell->least;
+        }
+    }
+    for (int k = 0; derive && k < c->count; k++) {
+        c->step[k] -= along * x[k];
+    }
+    return J;
+}
+
+/* c->trial: the direction after `share` of a step. */
+static void
+turn(centroid *c, double share)
+{
+    double length = span_norm(c, c->step), angle = share * length / c->size;
+    c->turn = fmin(angle, PI / 4);
+    for (int k = 0; k < c->count; k++) {
+        c->trial[k] = cos(c->turn) * c->v[k] + (length > 0 ? sin(c->turn) * c->step[k] / length : 0);
+    }
+    normalise(c, c->trial);
+}
+
+static nri_status
+find_centroid(centroid *c)
+{
+    double sum = 0;
+    for (int k = 0; k < c->count; k++) {
+        c->v[k] = c->share[k];
+        sum += c->share[k];
+    }
+    if (!(span_norm(c, c->v) > 1e-3 * sum)) {
+        return NRI_NOT_UNIQUE;
+    }
+    normalise(c, c->v);
+    c->r = c->shell->star;
+    double J = measure(c, c->v, c->r, true);
+    for (int i = 0; i < 500; i++) {
+        double share = 1, move, next = J;
+        bool better = false;
+        for (int halving = 0; halving < 30 && !better; halving++, share /= 2) {
+            turn(c, share);
+            move = c->curve > 0 ? share * c->pull / c->curve : 0;
+            double r = fmin(c->shell->outer, fmax(c->shell->inner, c->r - move));
+            next = measure(c, c->trial, r, false);
+            better = next <= J;
+            move = r - c->r;
+        }
+        if (!better) {
+            break; /* at the rounding of J */
+        }
+        for (int k = 0; k < c->count; k++) {
+            c->v[k] = c->trial[k];
+        }
+        c->r += move;
+        J = measure(c, c->v, c->r, true);
+        if (c->turn < 1e-12 && fabs(move) < 1e-10) {
+            break;
+        }
+    }
+    return NRI_OK;
+}
+
+/* Gram matrix [B][K][K] and norms [B][K] of the slots 0..K-1. */
+static nri_status
+gram_matrix(nri_space *v, int K, double *gram, double *norm, double *row, int64_t *sample)
+{
+    for (int k = 0; k < K; k++) {
+        NRI_TRY(v->ops->dots(v, k, (nri_rows){0, K, 1}, row));
+        for (int64_t b = 0; b < v->batch; b++) {
+            for (int j = 0; j < K; j++) {
+                gram[(b * K + k) * K + j] = row[b * K + j];
+            }
+            norm[b * K + k] = sqrt(row[b * K + k]);
+            if (!isfinite(norm[b * K + k]) || norm[b * K + k] == 0) {
+                *sample = b;
+                return NRI_NOT_FINITE;
+            }
+        }
+    }
+    for (int64_t i = 0; i < v->batch * K * K; i++) {
+        int64_t b = i / (K * K), k = i / K % K, j = i % K;
+        gram[i] = k == j ? 1 : gram[i] / (norm[b * K + k] * norm[b * K + j]);
+    }
+    return NRI_OK;
+}
+
+nri_status
+nri_centroid(nri_space *v, int count, const double *shares, double *weights, int64_t *sample)
+{
+    nri_shell shell;
+    size_t B = (size_t)v->batch, K = (size_t)count;
+    *sample = -1;
+    NRI_TRY(nri_shell_init(&shell, v->elements));
+    double *gram = malloc(sizeof(*gram) * (B * K * (K + 2) + 3 * K));
+    if (!gram) {
+        return NRI_NO_MEMORY;
+    }
+    double *norm = gram + B * K * K, *row = norm + B * K, *scratch = row + B * K;
+    nri_status status = gram_matrix(v, count, gram, norm, row, sample);
+    for (size_t b = 0; status == NRI_OK && b < B; b++) {
+        centroid c = {.shell = &shell, .count = count, .gram = gram + b * K * K, .norm = norm + b * K, .share = shares};
+        c.v = scratch;
+        c.trial = c.v + K;
+        c.step = c.trial + K;
+        *sample = (int64_t)b;
+        for (size_t k = 0; k < K; k++) {
+            if (!(c.norm[k] >= shell.inner && c.norm[k] <= shell.outer)) {
+                status = NRI_NO_NOISE;
+            }
+        }
+        if (status == NRI_OK) {
+            status = find_centroid(&c);
+        }
+        for (size_t k = 0; k < K; k++) {
+            weights[b * K + k] = c.r * c.v[k] / c.norm[k];
+        }
+    }
+    free(gram);
+    return status;
+}

@@ -1,0 +1,382 @@
+/*
+Tensors in and out of nrinv._C.
+
+A torch tensor is read in place through the DLPack exchange table of its type, a C-contiguous NumPy array through the NumPy C
+API; both stay with their owner.  The GIL is released around vector operations.
+*/
+#include "python.h"
+
+#include <string.h>
+
+#include "aten.h"
+
+_Static_assert(sizeof(npy_intp) == sizeof(int64_t), "shapes are handed to the core as they are");
+
+/* ------------------------------------------------------------------------------------------------------------- intake */
+
+void
+release(intake *in)
+{
+    Py_CLEAR(in->owner);
+}
+
+static nri_dl_exchange *
+exchange_of(PyObject *x)
+{
+    PyObject *capsule = PyObject_GetAttrString((PyObject *)Py_TYPE(x), "__dlpack_c_exchange_api__");
+    if (!capsule) {
+        PyErr_Clear();
+        return NULL;
+    }
+    nri_dl_exchange *api = PyCapsule_GetPointer(capsule, "dlpack_exchange_api");
+    Py_DECREF(capsule);
+    while (api && api->major > 1) {
+        api = api->prev;
+    }
+    if (!api) {
+        PyErr_Clear();
+    }
+    return api && api->view_py ? api : NULL;
+}
+
+static int
+dtype_of_torch(const nri_dl_tensor *x, nri_dtype *out)
+{
+    int kind = x->code << 8 | x->bits;
+    if (x->lanes != 1) {
+        return -1;
+    }
+    switch (kind) {
+    case NRI_DL_FLOAT << 8 | 16:
+        *out = NRI_FLOAT16;
+        return 0;
+    case NRI_DL_BFLOAT << 8 | 16:
+        *out = NRI_BFLOAT16;
+        return 0;
+    case NRI_DL_FLOAT << 8 | 32:
+        *out = NRI_FLOAT32;
+        return 0;
+    case NRI_DL_FLOAT << 8 | 64:
+        *out = NRI_FLOAT64;
+        return 0;
+    default:
+        return -1;
+    }
+}
+
+/* A lazily negated view looks like ordinary memory to DLPack; what it shows has to be computed. */
+static PyObject *
+without_lazy_sign(PyObject *x)
+{
+    PyObject *flag = PyObject_CallMethod(x, "is_neg", NULL);
+    if (!flag) {
+        PyErr_Clear();
+        return Py_NewRef(x);
+    }
+    int negative = PyObject_IsTrue(flag);
+    Py_DECREF(flag);
+    return negative > 0 ? PyObject_CallMethod(x, "resolve_neg", NULL) : Py_NewRef(x);
+}
+
+static int
+take_torch(PyObject *x, const char *name, intake *in)
+{
+    nri_dl_exchange *api = exchange_of(x);
+    if (!api) {
+        PyErr_Format(PyExc_ValueError, "%s must be a torch tensor like the target, got %R", name, (PyObject *)Py_TYPE(x));
+        return -1;
+    }
+    in->owner = without_lazy_sign(x);
+    if (!in->owner) {
+        return -1;
+    }
+    int64_t elements = 1;
+    if (api->view_py(in->owner, &in->view)) {
+        PyErr_Clear();
+        PyErr_Format(PyExc_ValueError, "%s must be a dense tensor on a CPU, CUDA or ROCm device, got %R", name, x);
+        return -1;
+    }
+    for (int i = 0; i < in->view.ndim; i++) {
+        elements *= in->view.shape[i];
+    }
+    if (!in->view.data && elements) {
+        PyErr_Format(PyExc_ValueError, "%s has no memory: fake and meta tensors cannot be inverted", name);
+        return -1;
+    }
+    in->t = (nri_tensor){(char *)in->view.data + in->view.byte_offset,
+                         NRI_FLOAT32,
+                         in->view.device_type,
+                         in->view.device_index,
+                         in->view.ndim,
+                         in->view.shape,
+                         in->view.strides};
+    if (dtype_of_torch(&in->view, &in->t.dtype)) {
+        PyErr_Format(PyExc_ValueError, "%s must be float16, bfloat16, float32 or float64", name);
+        return -1;
+    }
+    return 0;
+}
+
+static int
+take_numpy(PyObject *x, const char *name, intake *in)
+{
+    if (!PyArray_Check(x)) {
+        PyErr_Format(PyExc_ValueError, "%s must be a NumPy array or a torch tensor, got %R", name, (PyObject *)Py_TYPE(x));
+        return -1;
+    }
+    PyArrayObject *a;
+    in->owner = PyArray_FROM_OF(x, NPY_ARRAY_CARRAY_RO | NPY_ARRAY_NOTSWAPPED);
+    if (!in->owner) {
+        return -1;
+    }
+    a = (PyArrayObject *)in->owner;
+    in->t = (nri_tensor){PyArray_DATA(a), NRI_FLOAT32, NRI_DL_CPU, 0, PyArray_NDIM(a), (int64_t *)PyArray_DIMS(a), NULL};
+    switch (PyArray_TYPE(a)) {
+    case NPY_HALF:
+        in->t.dtype = NRI_FLOAT16;
+        return 0;
+    case NPY_FLOAT:
+        return 0;
+    case NPY_DOUBLE:
+        in->t.dtype = NRI_FLOAT64;
+        return 0;
+    default:
+        PyErr_Format(PyExc_ValueError, "%s must be float16, float32 or float64", name);
+        return -1;
+    }
+}
+
+int
+take(PyObject *x, bool torch, const char *name, intake *in)
+{
+    memset(in, 0, sizeof(*in));
+    if (torch ? take_torch(x, name, in) : take_numpy(x, name, in)) {
+        return -1;
+    }
+    if (in->t.ndim < 1) {
+        PyErr_Format(PyExc_ValueError, "%s must have a batch dimension", name);
+        return -1;
+    }
+    for (int i = 0; i < in->t.ndim; i++) {
+        if (in->t.shape[i] < 1) {
+            PyErr_Format(PyExc_ValueError, "%s must not be empty", name);
+            return -1;
+        }
+    }
+    return 0;
+}
+
+static PyObject *
+shape_of(const nri_tensor *t)
+{
+    PyObject *shape = PyTuple_New(t->ndim);
+    for (int i = 0; shape && i < t->ndim; i++) {
+        PyObject *n = PyLong_FromLongLong(t->shape[i]);
+        if (!n || PyTuple_SetItem(shape, i, n)) {
+            Py_CLEAR(shape);
+        }
+    }
+    return shape;
+}
+
+int
+take_like(PyObject *like, const char *model, bool torch, PyObject *x, const char *name, intake *in)
+{
+    intake want;
+    int bad = take(like, torch, model, &want);
+    if (bad) {
+        memset(in, 0, sizeof(*in));
+    }
+    else {
+        bad = take(x, torch, name, in);
+    }
+    if (!bad && (in->t.ndim != want.t.ndim || memcmp(in->t.shape, want.t.shape, sizeof(int64_t) * (size_t)want.t.ndim))) {
+        PyObject *got = shape_of(&in->t), *shape = shape_of(&want.t);
+        if (got && shape) {
+            PyErr_Format(PyExc_ValueError, "%s must have %s's shape %R, got %R", name, model, shape, got);
+        }
+        Py_XDECREF(got);
+        Py_XDECREF(shape);
+        bad = -1;
+    }
+    if (!bad && (in->t.device_type != want.t.device_type || in->t.device_index != want.t.device_index)) {
+        PyErr_Format(PyExc_ValueError, "%s must be on %s's device", name, model);
+        bad = -1;
+    }
+    release(&want);
+    return bad;
+}
+
+bool
+is_torch(PyObject *x)
+{
+    return !PyArray_Check(x) && exchange_of(x);
+}
+
+int
+load_aten(void)
+{
+    PyObject *torch_c = PyImport_ImportModule("torch._C"), *file = NULL;
+    const char *path, *missing = NULL;
+    if (torch_c) {
+        file = PyObject_GetAttrString(torch_c, "__file__");
+        Py_DECREF(torch_c);
+    }
+    path = file ? PyUnicode_AsUTF8AndSize(file, NULL) : NULL;
+    if (path) {
+        missing = nri_aten_load(path);
+    }
+    Py_XDECREF(file);
+    if (!path) {
+        return -1;
+    }
+    if (missing) {
+        PyErr_Format(PyExc_ImportError, "this torch does not have what nrinv needs (torch >= 2.10): %s", missing);
+        return -1;
+    }
+    return 0;
+}
+
+int
+create_space(PyObject *like, bool torch, const char *name, int slots, nri_space **out)
+{
+    intake in = {.owner = NULL};
+    nri_status status;
+    if ((torch && load_aten()) || take(like, torch, name, &in)) {
+        release(&in);
+        return -1;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    status = torch ? nri_space_create_aten(&in.t, slots, out) : nri_space_create_host(&in.t, slots, out);
+    Py_END_ALLOW_THREADS
+    release(&in);
+    if (status != NRI_OK) {
+        raise_status(status);
+        return -1;
+    }
+    return 0;
+}
+
+int
+load_slot(nri_space *v, int slot, PyObject *like, const char *model, bool torch, PyObject *x, const char *name)
+{
+    intake in;
+    nri_status status;
+    if (take_like(like, model, torch, x, name, &in)) {
+        release(&in);
+        return -1;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    status = v->ops->load(v, slot, &in.t);
+    Py_END_ALLOW_THREADS
+    release(&in);
+    if (status != NRI_OK) {
+        raise_status(status);
+        return -1;
+    }
+    return 0;
+}
+
+/* -------------------------------------------------------------------------------------------------------------- given */
+
+static PyObject *
+empty_torch(PyObject *like, bool float32)
+{
+    PyObject *torch = PyImport_ImportModule("torch"), *make = NULL, *args = NULL, *kwargs = NULL, *format = NULL,
+             *out = NULL;
+    PyObject *dtype = NULL;
+    if (torch) {
+        make = PyObject_GetAttrString(torch, "empty_like");
+        format = PyObject_GetAttrString(torch, "contiguous_format");
+        dtype = PyObject_GetAttrString(float32 ? torch : like, float32 ? "float32" : "dtype");
+        args = PyTuple_Pack(1, like);
+    }
+    if (make && format && dtype && args) {
+        kwargs = Py_BuildValue("{sOsOsO}", "memory_format", format, "dtype", dtype, "requires_grad", Py_False);
+    }
+    if (kwargs) {
+        out = PyObject_Call(make, args, kwargs);
+    }
+    Py_XDECREF(torch);
+    Py_XDECREF(make);
+    Py_XDECREF(format);
+    Py_XDECREF(dtype);
+    Py_XDECREF(args);
+    Py_XDECREF(kwargs);
+    return out;
+}
+
+static PyObject *
+empty_numpy(PyObject *like, bool float32)
+{
+    PyArrayObject *a = (PyArrayObject *)like;
+    return PyArray_SimpleNew(PyArray_NDIM(a), PyArray_DIMS(a), float32 ? NPY_FLOAT : PyArray_TYPE(a));
+}
+
+PyObject *
+give(nri_space *v, int slot, PyObject *like, bool torch, bool float32)
+{
+    intake in;
+    nri_status status;
+    PyObject *out = torch ? empty_torch(like, float32) : empty_numpy(like, float32);
+    if (!out) {
+        return NULL;
+    }
+    if (take(out, torch, "sample", &in)) {
+        release(&in);
+        Py_DECREF(out);
+        return NULL;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    status = v->ops->store(v, slot, &in.t);
+    Py_END_ALLOW_THREADS
+    release(&in);
+    if (status != NRI_OK) {
+        Py_DECREF(out);
+        return raise_status(status);
+    }
+    return out;
+}
+
+PyObject *
+give_list(nri_space *v, int first, int n, PyObject *like, bool torch)
+{
+    PyObject *out = PyList_New(n);
+    for (int j = 0; out && j < n; j++) {
+        PyObject *x = give(v, first + j, like, torch, true);
+        if (!x || PyList_SetItem(out, j, x)) {
+            Py_CLEAR(out);
+        }
+    }
+    return out;
+}
+
+PyObject *
+doubles(int ndim, npy_intp *shape, const double *x)
+{
+    PyObject *out = PyArray_SimpleNew(ndim, shape, NPY_DOUBLE);
+    if (out) {
+        memcpy(PyArray_DATA((PyArrayObject *)out), x, sizeof(*x) * (size_t)PyArray_SIZE((PyArrayObject *)out));
+    }
+    return out;
+}
+
+PyObject *
+integers(int ndim, npy_intp *shape, const int *x)
+{
+    PyObject *out = PyArray_SimpleNew(ndim, shape, NPY_INT64);
+    for (npy_intp i = 0; out && i < PyArray_SIZE((PyArrayObject *)out); i++) {
+        ((int64_t *)PyArray_DATA((PyArrayObject *)out))[i] = x[i];
+    }
+    return out;
+}
+
+PyObject *
+booleans(npy_intp n, const bool *x)
+{
+    PyObject *out = PyArray_SimpleNew(1, &n, NPY_BOOL);
+    for (npy_intp i = 0; out && i < n; i++) {
+        ((npy_bool *)PyArray_DATA((PyArrayObject *)out))[i] = x[i];
+    }
+    return out;
+}
