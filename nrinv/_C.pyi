@@ -64,4 +64,31 @@ class Inversion:
     def feed(self, model_output: Any, /) -> None: ...
     def result(self) -> Result: ...
 
+class Corrected(NamedTuple):
+    latents: Any
+    moved: np.ndarray
+    held: np.ndarray
+    failed: np.ndarray
+    evaluations: int
+
+class Correction:
+    max_evaluations: int
+    def __new__(
+        cls,
+        sampler: Sampler,
+        target: Any,
+        *,
+        draws: Sequence[Any] | None = None,
+        noises: Sequence[Any] | None = None,
+        rounds: int = 2,
+        radius: Any | None = None,
+    ) -> Correction: ...
+    def next(self) -> Request | None: ...
+    def feed(self, model_output: Any, /) -> None: ...
+    def result(self) -> Corrected: ...
+
+def interpolate(
+    a: Any, b: Any, fractions: Any, direction: Any, *, method: str = "geodesic", spacing: str = "metric"
+) -> tuple[list[Any], np.ndarray]: ...
+def centroid(latents: Sequence[Any], shares: Any) -> Any: ...
 def reasons() -> dict[str, str]: ...

@@ -9,15 +9,20 @@
 
 from importlib import import_module
 
-from ._C import Inversion, Request, Result, Sampler, reasons
+from ._C import Corrected, Correction, Inversion, Request, Result, Sampler, reasons
 
 __version__ = "0.1.0"
 
 _LAZY = {
     "invert": ".pipeline",
     "generate": ".pipeline",
+    "correct": ".correction",
+    "CorrectionOutput": ".correction",
     "read_sampler": ".sampler",
     "natural_guess": ".sampler",
+    "interpolate": ".path",
+    "centroid": ".path",
+    "path_length": ".path",
     "InverseScheduler": ".scheduler",
     "ReplayScheduler": ".scheduler",
     "InversionOutput": ".inversion",
@@ -28,7 +33,7 @@ _LAZY = {
     "demo_images": ".models",
 }
 
-__all__ = ["Inversion", "Request", "Result", "Sampler", "reasons", *_LAZY]
+__all__ = ["Corrected", "Correction", "Inversion", "Request", "Result", "Sampler", "reasons", *_LAZY]
 
 
 def __getattr__(name):

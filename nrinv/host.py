@@ -6,6 +6,7 @@ Nothing here knows a pipeline by name except the tables, each entry with its rea
 import ast
 import functools
 import inspect
+import sys
 import textwrap
 import types
 from contextlib import ExitStack, contextmanager
@@ -239,20 +240,110 @@ def reads_index(pipe):
 
 @functools.cache
 def _reads_index(cls):
-    call = inspect.unwrap(cls.__call__)
     if not cls.__module__.startswith("diffusers."):
         return True
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(call)))
-    except (OSError, TypeError, SyntaxError):
+    tree = _call_tree(cls)
+    if tree is None:
         return True
-    loops = [node for node in ast.walk(tree) if isinstance(node, ast.For) and "step" in _called(node)]
-    innermost = [loop for loop in loops if not any(one in loops for node in loop.body for one in ast.walk(node))]
     slices = [node for node in ast.walk(tree) if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Slice)]
     if not hasattr(cls, "num_timesteps") and any(_names(node.value) & {"timesteps"} for node in slices):
         return True  # it takes some of the timesteps, and does not tell how many
-    for loop in innermost:
+    loops = _step_loops(tree)
+    for loop in loops:
         target = loop.target.elts[0] if isinstance(loop.target, ast.Tuple) else loop.target
         if not isinstance(target, ast.Name) or any(_uses(node, target.id) for node in loop.body):
             return True
-    return not innermost
+    return not loops
+
+
+def _call_tree(cls):
+    """The syntax tree of the pipeline's call; None if its source cannot be had."""
+    try:
+        return ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(cls.__call__))))
+    except (OSError, TypeError, SyntaxError):
+        return None
+
+
+def _step_loops(tree):
+    """The innermost loops in which a scheduler is stepped."""
+    loops = [node for node in ast.walk(tree) if isinstance(node, ast.For) and "step" in _called(node)]
+    return [loop for loop in loops if not any(one in loops for node in loop.body for one in ast.walk(node))]
+
+
+@functools.cache
+def guides_each_step(cls):
+    """Whether the loop of a pipeline's class reads `guidance_scale` from the pipeline in each of its rounds."""
+    tree = _call_tree(cls)
+    read = [
+        node.attr
+        for loop in (_step_loops(tree) if tree else [])
+        for node in ast.walk(loop)
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
+    ]
+    return bool({"guidance_scale", "_guidance_scale"} & set(read))
+
+
+# ---------------------------------------------------------------------------------------------------------------- prompts
+
+
+class _Encoded(BaseException):
+    """Ends a pipeline's call when its prompts are encoded.  Not an Exception, so that no handler in between takes it."""
+
+
+def _assigned(frame):
+    """The names that the line a frame is at assigns to: `prompt_embeds, ... = self.encode_prompt(...)`."""
+    lines, first = inspect.getsourcelines(frame.f_code)
+    line = frame.f_lineno - first + 1
+    for node in ast.walk(ast.parse(textwrap.dedent("".join(lines)))):
+        if isinstance(node, ast.Assign) and node.lineno <= line <= node.end_lineno:
+            target = node.targets[0]
+            return [getattr(one, "id", None) for one in (target.elts if isinstance(target, ast.Tuple) else [target])]
+    return []
+
+
+@contextmanager
+def _replaced(owner, **values):
+    """Attributes of an instance, for a time; goes around DiffusionPipeline.__setattr__."""
+    own = {name: vars(owner)[name] for name in values if name in vars(owner)}
+    vars(owner).update(values)
+    try:
+        yield
+    finally:
+        for name in values:
+            vars(owner).pop(name, None)
+        vars(owner).update(own)
+
+
+@torch.no_grad()
+def prompt_embeddings(pipe, call):
+    """The tensors, by the names of the pipeline's arguments, that its own `encode_prompt` makes of the prompts of a call.
+
+    The stock call runs until it sets its timesteps; no network but the text encoders is evaluated.  Raises ValueError if
+    the pipeline takes no embeddings, or has encoded nothing by then.
+    """
+    known, found = parameters(pipe), {}
+    encode = getattr(pipe, "encode_prompt", None)
+    if encode is None or not any(name.endswith("prompt_embeds") for name in known):
+        raise ValueError(f"pipe: {type(pipe).__name__} takes no embeddings of prompts")
+
+    def watched(*args, **kwargs):
+        result = encode(*args, **kwargs)
+        names = _assigned(sys._getframe(1))
+        values = result if isinstance(result, tuple) else (result,)
+        for name, value in zip(names, values, strict=False):
+            if name in known and isinstance(value, torch.Tensor):
+                found[name] = value.detach()
+        return result
+
+    def stop(*args, **kwargs):
+        raise _Encoded
+
+    arguments = {name: value for name, value in call.items() if name in known}
+    with _replaced(pipe, encode_prompt=watched), _replaced(pipe.scheduler, set_timesteps=stop):
+        try:
+            pipe(**arguments)
+        except _Encoded:
+            pipe.maybe_free_model_hooks()
+    if not found:
+        raise ValueError(f"pipe: {type(pipe).__name__} does not encode its prompts before it sets its timesteps")
+    return found

@@ -1,7 +1,7 @@
 """What an inversion gives back, and its file format."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 FORMAT = "nrinv-inversion-1"
 # Fields kept as one array, and as a list of tensors.
-ARRAYS = ("timesteps", "residuals", "step_nfe", "nfe", "error")
+ARRAYS = ("timesteps", "residuals", "step_nfe", "nfe", "error", "correction_size", "correction_cost")
 LISTS = ("noises", "trajectory", "corrections")
 
 
@@ -31,6 +31,9 @@ class InversionOutput(BaseOutput):
     trajectory: E + 1 states from z_T to z_0, if asked for.
     corrections: E tensors [B, ...], what each evaluation of a stock run from the noise misses the trajectory by, if asked
     for; `generate(..., replay=True)` adds them.  The other fields describe the noise alone.
+    corrected [B, ...]: the latents that were inverted, if the encoded image was corrected (`invert(..., correct=...)`), and
+    for each image how far that moved it, |corrected - encoded| / |encoded|, and what it cost in dB of PSNR against the
+    image: correction_size [B], correction_cost [B].
     order: how the pipeline was driven, "reversed" or in whole "passes".
     prompt, call: what to call the pipeline with, beside `latents`.
     stats: how natural the noise is.
@@ -48,6 +51,9 @@ class InversionOutput(BaseOutput):
     error: np.ndarray | None = None
     trajectory: list | None = None
     corrections: list | None = None
+    corrected: torch.Tensor | None = None
+    correction_size: np.ndarray | None = None
+    correction_cost: np.ndarray | None = None
     order: str = "reversed"
     prompt: Any = None
     call: dict = field(default_factory=dict)
@@ -82,12 +88,47 @@ class InversionOutput(BaseOutput):
             name: (value.numpy(), ((value - natural) / error).numpy()) for name, (value, natural, error) in found.items()
         }
 
+    def split(self):
+        """The inversions of the single images, a list of B."""
+        count = len(self.latents)
+        if count == 1:
+            return [self]
+        copies = self.call.get("num_images_per_prompt") or 1
+
+        def part(name, value, i):
+            if value is None or name in ("timesteps", "start", "order", "pipeline", "scheduler", "scheduler_config"):
+                return value
+            if name in LISTS:
+                return [one[i : i + 1] for one in value]
+            if name in ("residuals", "step_nfe"):
+                return value[:, i : i + 1]
+            if name == "call":
+                call = {key: _of(key, one, i // copies, count // copies) for key, one in value.items()}
+                return {**call, "num_images_per_prompt": 1} if copies > 1 else call
+            if name == "prompt":
+                return value if isinstance(value, str) else value[i // copies]
+            return value[i : i + 1]
+
+        names = [one.name for one in fields(self)]
+        return [type(self)(**{name: part(name, getattr(self, name), i) for name in names}) for i in range(count)]
+
+    def plot_residuals(self, axes=None, label=None):
+        """Draw the residual of each step, and of each image, over the timesteps; returns matplotlib's axes.
+
+        axes: matplotlib axes; by default a new figure's.  Needs matplotlib.
+        """
+        from .plots import plot_residuals
+
+        return plot_residuals(self, axes, label)
+
     def save(self, path):
         """Write everything to one safetensors file; tensors among the call arguments included.
 
         Raises ValueError if a call argument can be stored neither as a tensor nor as JSON.
         """
         tensors = {"latents": self.latents}
+        if self.corrected is not None:
+            tensors["corrected"] = self.corrected
         for name in LISTS:
             tensors.update({f"{name}.{i}": tensor for i, tensor in enumerate(getattr(self, name) or [])})
         for name in ARRAYS:
@@ -116,14 +157,14 @@ def concatenate(parts, prompt, call):
         values = [getattr(part, name) for part in parts]
         if any(value is None for value in values):
             return None
-        if name in ("latents",):
+        if name in ("latents", "corrected"):
             return torch.cat(values)
         if name in LISTS:
             return [torch.cat(each) for each in zip(*values, strict=True)]
         return np.concatenate(values, axis=-1)
 
     same = {name: getattr(parts[0], name) for name in ("timesteps", "start", "pipeline", "scheduler", "scheduler_config")}
-    names = ("latents", "residuals", "step_nfe", "nfe", "error", *LISTS)
+    names = ("latents", "corrected", *(name for name in ARRAYS if name != "timesteps"), *LISTS)
     orders = {part.order for part in parts}
     return InversionOutput(
         **{name: join(name) for name in names},
@@ -133,6 +174,17 @@ def concatenate(parts, prompt, call):
         prompt=parts[0].prompt if prompt is None or isinstance(prompt, str) else prompt,
         call={**parts[0].call, **call},
     )
+
+
+def _of(name, value, i, count):
+    """What belongs to image i of `count` in an argument of the pipeline's call; others than prompts are everybody's."""
+    if "prompt" not in name:
+        return value
+    if isinstance(value, (list, tuple)) and len(value) == count:
+        return value[i]
+    if isinstance(value, torch.Tensor) and value.ndim > 1 and value.shape[0] == count:
+        return value[i : i + 1]
+    return value
 
 
 def _plain(value):
@@ -178,4 +230,4 @@ def _assemble(tensors, metadata):
     for name in LISTS:
         count = sum(key.startswith(f"{name}.") for key in tensors)
         fields[name] = [tensors[f"{name}.{i}"] for i in range(count)] or None
-    return InversionOutput(latents=tensors["latents"], call=call, **fields, **metadata)
+    return InversionOutput(latents=tensors["latents"], corrected=tensors.get("corrected"), call=call, **fields, **metadata)

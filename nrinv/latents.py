@@ -105,6 +105,10 @@ def _autoencoder(pipe):
     return next((part for part in found if part is not None), None)
 
 
+def has_autoencoder(pipe):
+    return _autoencoder(pipe) is not None
+
+
 def _vae(pipe):
     vae = _autoencoder(pipe)
     if vae is None:

@@ -1,16 +1,15 @@
 """Invert an image with a stock diffusers pipeline, and draw from the noise that was found."""
 
-import inspect
-
-import diffusers
 import numpy as np
 import torch
 
-from .host import RandomState, compaction, gradients, kept_processors, parameters, reads_index, slices, swapped_scheduler
+from .correction import Correcting, check_correction, run_correction
+from .driver import Driver, check_pipeline, check_prompt, check_prompts, per_sample, stock_scheduler
+from .host import guides_each_step, parameters, reads_index, slices, swapped_scheduler
 from .inversion import InversionOutput, concatenate
-from .latents import encode_pixels, image_size, is_latents, mask_like, read_images
+from .latents import encode_pixels, is_latents, mask_like, read_images
 from .replay import Recorder, ReplayScheduler
-from .scheduler import ORDERS, Finished, InverseScheduler, closeness, learn_layout
+from .scheduler import ORDERS, InverseScheduler, closeness
 
 # Arguments of one call that say nothing about how to draw the image again.
 _TRANSIENT = ("callback_on_step_end", "callback_on_step_end_tensor_inputs")
@@ -21,17 +20,10 @@ _ALIASES = {
     "num_inversion_steps": ("num_inference_steps", lambda value: value),
     "skip": ("strength", lambda value: 1 - value),
 }
+# How `invert` corrects: what `correct` does by default.
+CORRECTION = {"rounds": 2, "radius": 2.0, "noise": "random", "seed": 0}
 # A stock run that is off the trajectory by more than the solver says, this many times and beyond rounding, is another map.
 _MISSED, _ROUNDING = 2.0, 1e-3
-
-
-# Pipelines, by class name, whose loop is no sampler of their one scheduler, and what it does instead.
-_REFUSED = {
-    "CosmosTextToWorldPipeline": "steps its scheduler twice for each timestep",
-    "CosmosVideoToWorldPipeline": "steps its scheduler twice for each timestep",
-    "LTXConditionPipeline": "draws its own noise whatever latents it is given",
-    "StableDiffusionPanoramaPipeline": "steps a copy of its scheduler for each view",
-}
 
 
 def _resolve_aliases(given, defaults, pipe_kwargs):
@@ -57,66 +49,7 @@ def _check_options(pipe, strength, num_inference_steps, seed, order, batch_size,
         raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
     if "latents" in pipe_kwargs:
         raise ValueError("latents: what is to be inverted is given as `image`, which may hold latents")
-    _check_pipeline(pipe)
-
-
-def _check_pipeline(pipe):
-    """Refuse pipelines whose loop is known to be no sampler of its scheduler alone."""
-    name, known = type(pipe).__name__, parameters(pipe)
-    for cls in type(pipe).__mro__:
-        if cls.__name__ in _REFUSED:
-            raise ValueError(f"pipe: {cls.__name__} {_REFUSED[cls.__name__]}, which cannot be inverted")
-    if getattr(pipe, "scheduler", None) is None:
-        raise ValueError(f"pipe: {name} has no scheduler of its own; give the pipelines it is made of")
-    if "latents" not in known and "strength" not in known:
-        raise ValueError(f"pipe: {name} takes no latents, so nothing can be drawn from the noise that would be found")
-    network = next((getattr(pipe, part) for part in ("unet", "transformer") if getattr(pipe, part, None) is not None), None)
-    if "mask_image" in known and network is not None:
-        taken, drawn = (
-            network.config.get("in_channels"),
-            network.config.get("out_channels") or network.config.get("in_channels"),
-        )
-        if taken == drawn:
-            raise ValueError(
-                f"pipe: {name} with a network that does not take the mask mixes the known part of the image in after each "
-                "step, which cannot be inverted; invert with the text-to-image pipeline and give mask_image to generate"
-            )
-
-
-def _check_prompts(prompt, pipe_kwargs, batch):
-    copies = pipe_kwargs.get("num_images_per_prompt") or 1
-    if copies < 1 or batch % copies:
-        raise ValueError(f"num_images_per_prompt must divide the {batch} images, got {copies!r}")
-    _check_prompt(prompt, batch // copies, batch)
-    for name, value in pipe_kwargs.items():
-        if name.endswith("prompt_embeds") and isinstance(value, torch.Tensor) and value.shape[0] not in (1, batch // copies):
-            raise ValueError(f"{name} must hold {batch // copies} prompts, one for each image, got {value.shape[0]}")
-
-
-def _check_prompt(prompt, count, batch):
-    if prompt is None or isinstance(prompt, str):
-        return
-    if not isinstance(prompt, (list, tuple)) or not all(isinstance(one, str) for one in prompt):
-        raise ValueError(f"prompt must be a string or a list of strings, got {prompt!r}")
-    if len(prompt) != count:
-        images = "one for each image" if count == batch else f"{batch // count} images each"
-        raise ValueError(f"prompt must be one prompt or {count}, {images}, got {len(prompt)}")
-
-
-def _per_sample(arguments, batch):
-    """One prompt for all becomes one for each: pipelines take the batch size from the prompt."""
-    count = batch // (arguments.get("num_images_per_prompt") or 1)
-
-    def spread(name, value):
-        if "prompt" not in name or count == 1:
-            return value
-        if isinstance(value, str):
-            return [value] * count
-        if isinstance(value, torch.Tensor) and value.ndim and value.shape[0] == 1:
-            return value.repeat(count, *(1 for _ in value.shape[1:]))
-        return value
-
-    return {name: spread(name, value) for name, value in arguments.items()}
+    check_pipeline(pipe)
 
 
 @torch.no_grad()
@@ -136,6 +69,7 @@ def invert(
     refine=None,
     prior=0.0,
     noise="record",
+    correct=0.0,
     order="auto",
     replay=False,
     verify=False,
@@ -182,6 +116,8 @@ def invert(
     noise: "record" draws the noise of a stochastic scheduler from `generator` in the pipeline's own order; "absorb" draws
     the states instead and lets the noises take up what the steps leave (`noises`, which `generate` replays): few-step
     stochastic samplers then reconstruct well from natural noise.
+    correct: strength of the prompt-aware correction of the encoded image, see `correct`; 0 is none, 0.05 are 2 of 50 steps.
+    What is inverted then is `corrected`, and the image again is drawn with its errors taken away and the correction put in.
     order: "reversed" visits the timesteps from the image to the noise, each as often as the solver wants; "passes" runs the
     pipeline's loop as it is, `max_nfe` times, and improves the whole trajectory after each; "auto" is reversed, and passes
     where the loop turns out to read its own index, or to take a slice of the timesteps.  If its code says that it may, a
@@ -207,9 +143,11 @@ def invert(
         image = pipe_kwargs.pop("image", None)
     pipe_kwargs.pop("output_type", None)
     _check_options(pipe, strength, given["num_inference_steps"], seed, order, batch_size, pipe_kwargs)
+    if correct:
+        check_correction(pipe, correct, **CORRECTION)
     pixels = read_images(pipe, image, height=pipe_kwargs.get("height"), width=pipe_kwargs.get("width"))
     batch = pixels.shape[0]
-    _check_prompts(prompt, pipe_kwargs, batch)
+    check_prompts(prompt, pipe_kwargs, batch)
     options = {
         "solver": solver,
         "max_nfe": max_nfe,
@@ -231,23 +169,32 @@ def invert(
         chunks = [slice(0, batch)]
     else:
         chunks = [slice(first, min(first + batch_size, batch)) for first in range(0, batch, batch_size)]
-    found = [
-        _Inverting(
-            pipe,
-            pixels[chunk],
+
+    def inverted(chunk):
+        given = (
             _part(image, chunk, batch),
             _part(prompt, chunk, batch),
             _parts(pipe, call, chunk, batch),
             _part(generator, chunk, batch),
-            strength,
-            seed,
-            options,
-            keep,
-        ).run(order)
-        for chunk in chunks
-    ]
+        )
+        size = (None, None) if is_latents(pipe, pixels) else pixels.shape[-2:]
+        target, corrected = encode_pixels(pipe, pixels[chunk]), None
+        if correct:
+            corrected = run_correction(Correcting(pipe, target, *given, correct, size), pixels[chunk], **CORRECTION)
+            target = corrected.latents
+        inverting = _Inverting(pipe, target, *given, strength, size, seed=seed, options=options, keep=keep)
+        return _with_correction(inverting.run(order), corrected)
+
+    found = [inverted(chunk) for chunk in chunks]
     out = found[0] if len(found) == 1 else concatenate(found, prompt, call)
     return out if return_dict else out.to_tuple()
+
+
+def _with_correction(out, corrected):
+    if corrected is not None:
+        out.corrected, out.correction_size, out.correction_cost = corrected.latents, corrected.moved, corrected.cost
+        out.nfe = out.nfe + corrected.nfe
+    return out
 
 
 def _part(value, chunk, batch):
@@ -272,40 +219,16 @@ def _parts(pipe, call, chunk, batch):
     return {name: _part(one, chunk, batch) if any(part in name for part in each) else one for name, one in call.items()}
 
 
-class _Inverting:
-    """One batch on its way: the call that draws it, and the schedulers that take turns in making it."""
+class _Inverting(Driver):
+    """One batch on its way to its noise."""
 
-    def __init__(self, pipe, pixels, image, prompt, call, generator, strength, seed, options, keep):
-        self.pipe, self.prompt, self.generator = pipe, prompt, generator
+    def __init__(self, *args, seed, options, keep, **more):
+        super().__init__(*args, **more)
         self.seed, self.options, self.keep = seed, options, keep
-        known = parameters(pipe)
-        self.target = encode_pixels(pipe, pixels)
-        size = (None, None) if is_latents(pipe, pixels) else pixels.shape[-2:]
-        size = image_size(pipe, self.target, height=size[0], width=size[1])
-        call = {**call, **{name: n for name, n in size.items() if call.get(name) is None}}
-        self.strength = strength
-        if slices(pipe):
-            call = {"image": image, **call, "strength": strength}
-            self.strength = 1.0
-        self.call = call
-        embedded = any("prompt_embeds" in name and not name.startswith("negative") for name in call)
-        if prompt is None and not embedded:
-            self.prompt = ""
-        self.arguments = _per_sample({**call, "prompt": self.prompt}, self.target.shape[0])
-        self.arguments = {name: value for name, value in self.arguments.items() if name != "prompt" or name in known}
-        self.random = RandomState(generator)
-        self.spent = 0
 
     def run(self, order):
         """The inversion in the first order that suits the pipeline."""
-        changing = callable(self.call.get("callback_on_step_end")) and not inspect.isroutine(
-            self.call["callback_on_step_end"]
-        )
-        orders = ("reversed", "passes") if order == "auto" else (order,)
-        if order == "auto" and changing:  # PipelineCallback: made to change the call at some index of the loop
-            orders = ("passes",)
-        why = None
-        for which in orders:
+        for which in self.orders(order):
             doubtful = which == "reversed" and order == "auto" and reads_index(self.pipe)
             scheduler = self._drive(which, doubtful)
             why = scheduler.unfollowed
@@ -316,84 +239,24 @@ class _Inverting:
                     self.spent += int(out.nfe.max())
                     continue
                 return self._finish(scheduler, out)
-        raise ValueError(f"pipe: {type(self.pipe).__name__} cannot be inverted: {why}")
-
-    # ------------------------------------------------------------------------------------------------------------- calls
-
-    def _call(self, scheduler, start, *, newton=False):
-        """One call of the pipeline; False if it has returned by itself."""
-        pipe, known = self.pipe, parameters(self.pipe)
-        host = {"latents": start, "generator": self.generator, "output_type": "latent", "return_dict": True}
-        host = {name: value for name, value in host.items() if name in known}
-        self.random.restore()
-        with (
-            swapped_scheduler(pipe, scheduler),
-            kept_processors(pipe),
-            gradients(pipe, newton) as call_pipe,
-            compaction(pipe, lambda: getattr(scheduler, "active", None)),
-        ):
-            try:
-                call_pipe(**host, **self._watched(scheduler))
-            except Finished:
-                pipe.maybe_free_model_hooks()  # what the pipeline does after its loop
-                return True
-        return False
-
-    def _watched(self, scheduler):
-        """The arguments, with an eye on a callback that changes the call: it does so at some index of the loop."""
-        callback = self.arguments.get("callback_on_step_end")
-        if not inspect.isroutine(callback) or not hasattr(scheduler, "leave") or scheduler.driving == "passes":
-            return self.arguments
-
-        def watched(pipe, i, t, values):
-            before, guidance = dict(values), getattr(pipe, "_guidance_scale", None)
-            returned = callback(pipe, i, t, values) or {}
-            if any(one is not before.get(name) for name, one in returned.items()) or guidance != getattr(
-                pipe, "_guidance_scale", None
-            ):
-                scheduler.leave("the callback changes the call at an index of the loop")
-            return returned
-
-        return {**self.arguments, "callback_on_step_end": watched}
+        raise ValueError(f"pipe: {self.name} cannot be inverted: {why}")
 
     def _drive(self, order, doubtful):
-        newton, layout = self.options["solver"] == "newton", None
-        while True:
-            start = self.target.detach().clone().requires_grad_(newton)
-            scheduler = InverseScheduler(
+        def make(latents, layout):
+            return InverseScheduler(
                 self.pipe.scheduler,
                 strength=self.strength,
                 order=order,
                 unwind=True,
                 sliced=slices(self.pipe),
-                latents=start,
+                latents=latents,
                 layout=layout,
                 seed=self.seed,
                 trajectory=self.keep["trajectory"] or self.keep["replay"] or doubtful,
                 **self.options,
             )
-            scheduler.loop_length = lambda: getattr(self.pipe, "_num_timesteps", None)
-            while scheduler.result is None and not scheduler.unlaid and not scheduler.unfollowed:
-                try:
-                    left = self._call(scheduler, start, newton=newton)
-                except IndexError as error:  # a list with an entry for each round of the loop, which has got longer
-                    if not doubtful:
-                        raise
-                    scheduler.unfollowed = f"its loop raised IndexError: {error}"
-                    continue
-                if not left:
-                    if getattr(self.pipe, "interrupt", False):
-                        raise RuntimeError("pipe: its loop was interrupted before the inversion was done")
-                    scheduler.call_ended()
-            self.spent += scheduler.spent
-            if not scheduler.unlaid:
-                return scheduler
-            if layout is not None:
-                raise ValueError(f"pipe: {type(self.pipe).__name__} changes its latents before its loop in a way of its own")
-            layout = learn_layout(self.pipe.scheduler, self.target, self._call)
-            self.spent += 1
 
-    # ------------------------------------------------------------------------------------------------------------ results
+        return self.drive(make, doubtful=doubtful, newton=self.options["solver"] == "newton")
 
     def _assemble(self, scheduler):
         result, layout, pipe = scheduler.result, scheduler.layout, self.pipe
@@ -420,8 +283,8 @@ class _Inverting:
         )
 
     def _stock_run(self, out, **options):
-        recorder = Recorder(_stock_scheduler(self.pipe, out), out, sliced=slices(self.pipe), **options)
-        self._call(recorder, out.latents.to(self.pipe._execution_device))
+        recorder = Recorder(stock_scheduler(self.pipe, out), out, sliced=slices(self.pipe), **options)
+        self.run_pipeline(recorder, out.latents.to(self.pipe._execution_device))
         return recorder
 
     def _end(self, scheduler):
@@ -463,25 +326,6 @@ class _Inverting:
         return out
 
 
-def _stock_scheduler(pipe, inv):
-    """The scheduler the inversion was made with: the pipeline's own if it is that, else one of the same configuration."""
-    own = pipe.scheduler
-    if inv.scheduler is None:
-        return own
-    if type(own).__name__ == inv.scheduler and _comparable(own.config) == _comparable(inv.scheduler_config):
-        return own
-    cls = getattr(diffusers, inv.scheduler, None)
-    if cls is None:
-        raise ValueError(f"inv: diffusers has no scheduler {inv.scheduler}; set it on the pipeline yourself")
-    return cls.from_config(inv.scheduler_config)
-
-
-def _comparable(config):
-    """A configuration without diffusers' private entries, as it looks after a trip through JSON."""
-    plain = {name: value for name, value in dict(config).items() if not name.startswith("_")}
-    return {name: list(value) if isinstance(value, (tuple, np.ndarray)) else value for name, value in plain.items()}
-
-
 def _call_arguments(inv, prompt, pipe_kwargs):
     """How to call the pipeline for an inversion, with another prompt or other arguments where they are given."""
     batch = inv.latents.shape[0]
@@ -490,47 +334,94 @@ def _call_arguments(inv, prompt, pipe_kwargs):
         prompt = inv.prompt
     else:  # the source prompt's embeddings would win over the new prompt
         call = {k: v for k, v in call.items() if not ("prompt" in k and not k.startswith("negative")) or k in pipe_kwargs}
-    _check_prompt(prompt, batch // (call.get("num_images_per_prompt") or 1), batch)
-    return _per_sample({**call, "prompt": prompt}, batch)
+    check_prompt(prompt, batch // (call.get("num_images_per_prompt") or 1), batch)
+    return per_sample({**call, "prompt": prompt}, batch)
 
 
-def generate(pipe, inv, prompt=None, *, replay=False, mask_image=None, **pipe_kwargs):
+def generate(pipe, inv, prompt=None, *, edit_strength=1.0, replay=False, mask_image=None, **pipe_kwargs):
     """Draw from an inversion's noise with the stock pipeline: the image again, or with another `prompt` an edit of it.
 
     pipe: the pipeline; if its scheduler is not the one the inversion was made with, that one is used for this call.  An
     img2img or inpainting pipeline goes on from a part-way inversion (`invert(..., strength=...)`, best with
     return_trajectory=True for inpainting); its `image` may be left out.
     inv: an `InversionOutput`.  prompt: default the inversion's own.  **pipe_kwargs override `inv.call`.
-    replay: add the recorded corrections, which makes the reconstruction exact and is no longer the noise's own drawing.
+    guidance_scale: a number; or one for each evaluation that is made, at least 1, for pipelines that read it in every step.
+    edit_strength: the share of the inverted steps that is drawn anew, above 0; the rest is the stored trajectory's, which
+    keeps more of the image.  Below 1 it needs `invert(..., return_trajectory=True)`.
+    replay: add the recorded corrections, which makes the reconstruction exact and is no longer the noise's own drawing; a
+    number in 0..1 adds that share of them.
     mask_image: PIL image, array or tensor [H, W], white where the image may change; elsewhere each step returns to the
     stored trajectory.  Needs `invert(..., return_trajectory=True)`; an inpainting pipeline uses its own `mask_image`.
     Returns the pipeline's own output (`.images`).
 
-    Raises ValueError if there are neither one nor B prompts, or if there are no corrections to replay or no trajectory to
-    mask with.
+    Raises ValueError if there are neither one nor B prompts, for numbers out of range, and if there are no corrections to
+    replay or no trajectory to start or to mask with.
     """
     known = parameters(pipe)
     call = _call_arguments(inv, prompt, pipe_kwargs)
-    scheduler, sliced, mask = _stock_scheduler(pipe, inv), slices(pipe), None
+    scheduler, sliced, mask = stock_scheduler(pipe, inv), slices(pipe), None
+    skip = _skipped_evaluations(inv, scheduler, edit_strength)
+    if not 0 <= replay <= 1:
+        raise ValueError(f"replay must be a share in 0..1, got {replay!r}")
     if mask_image is not None and "mask_image" in known:
         call["mask_image"] = mask_image
     elif mask_image is not None:
         mask = mask_like(pipe, mask_image, inv)
     if sliced:
-        call = {"image": inv.latents, **call, "strength": _strength(inv, scheduler, call)}
-    if inv.noises or inv.start or replay or sliced or mask is not None:
-        scheduler = ReplayScheduler(scheduler, inv, replay=replay, sliced=sliced, mask=mask)
-    call["latents"] = inv.latents.to(pipe._execution_device)
+        call = {"image": inv.latents, **call, "strength": _strength(inv, skip, call)}
+    evaluated = _guide(pipe, call, len(inv.timesteps) - skip)
+    if inv.noises or inv.start or skip or replay or sliced or mask is not None or evaluated:
+        scheduler = ReplayScheduler(scheduler, inv, skip=skip, replay=replay, sliced=sliced, mask=mask, evaluated=evaluated)
+    call["latents"] = (inv.trajectory[skip].to(inv.latents.dtype) if skip else inv.latents).to(pipe._execution_device)
     call = {name: value for name, value in call.items() if name in known}
     with swapped_scheduler(pipe, scheduler):
         return pipe(**call)
 
 
-def _strength(inv, scheduler, call):
-    """The share of the steps that a part-way inversion covers, in the middle of the values that give that many."""
+def _skipped_evaluations(inv, scheduler, edit_strength):
+    """How many of an inversion's evaluations an edit leaves out: whole steps."""
+    if not 0 < edit_strength <= 1:
+        raise ValueError(f"edit_strength must be above 0 and at most 1, got {edit_strength!r}")
+    if edit_strength == 1:
+        return 0
+    if not inv.trajectory:
+        raise ValueError(
+            "edit_strength: the inversion holds no trajectory; make it with invert(..., return_trajectory=True)"
+        )
+    if inv.trajectory[0].shape != inv.latents.shape:
+        raise ValueError("edit_strength must be 1: the pipeline lays its states out otherwise than its latents")
+    count = len(inv.timesteps)
+    skip = count - max(1, round(edit_strength * count))
+    return skip - skip % int(getattr(scheduler, "order", 1))
+
+
+def _guide(pipe, call, evaluations):
+    """What sets the guidance of the next evaluation, where there is one for each; `call` gets the first."""
+    scale = call.get("guidance_scale")
+    if scale is None or np.ndim(scale) == 0:
+        return None
+    if not guides_each_step(type(pipe)):
+        raise ValueError(f"guidance_scale must be a number: {type(pipe).__name__} does not read it in each step")
+    scales = [float(one) for one in scale]
+    if len(scales) != evaluations or not all(one >= 1 and np.isfinite(one) for one in scales):
+        raise ValueError(
+            f"guidance_scale must be a number, or {evaluations} of at least 1, one an evaluation, got {scale!r}"
+        )
+    if max(scales) > 1:  # at 1 pipelines do without the empty prompt, and cannot do otherwise later
+        scales = [max(one, 1 + 1e-6) for one in scales]
+    call["guidance_scale"] = scales[0]
+
+    def evaluated(j):
+        pipe._guidance_scale = scales[min(j + 1, evaluations - 1)]
+
+    return evaluated
+
+
+def _strength(inv, skip, call):
+    """The share of the steps that is drawn, in the middle of the values that give that many."""
     if "strength" in call:
         return call["strength"]
-    evaluations, done = len(inv.timesteps) + inv.start, inv.start
+    evaluations, done = len(inv.timesteps) + inv.start, inv.start + skip
     steps = call.get("num_inference_steps")
     if not done or not steps:
         return 1.0

@@ -1,8 +1,10 @@
 """Schedulers that run forward from an inversion: with its noise, along its trajectory, or past a mask."""
 
+import copy
+
 import torch
 
-from .sampler import start_at, with_noise
+from .sampler import draw_noises, start_at, with_noise
 from .scheduler import Derived, Finished
 
 
@@ -19,18 +21,21 @@ class ReplayScheduler(Derived):
     Raises ValueError if replay is asked of an inversion without corrections, or a mask of one without trajectory.
     """
 
-    def __init__(self, scheduler, inv, *, replay=False, sliced=False, mask=None):
+    def __init__(self, scheduler, inv, *, skip=0, replay=0.0, sliced=False, mask=None, evaluated=None):
         if replay and not inv.corrections:
             raise ValueError("replay: the inversion holds no corrections; make it with invert(..., replay=True)")
         if mask is not None and not inv.trajectory:
             raise ValueError(
                 "mask_image: the inversion holds no trajectory; make it with invert(..., return_trajectory=True)"
             )
-        self._latents = inv.latents
+        self._latents = inv.trajectory[skip] if skip else inv.latents
         self._noises = list(inv.noises or [])
-        self._corrections = list(inv.corrections) if replay else []
-        self._trajectory = list(inv.trajectory or [])
-        self._start = inv.start
+        self._replay = float(replay)
+        self._corrections = list(inv.corrections[skip:]) if replay else []
+        self._trajectory = list(inv.trajectory[skip:]) if inv.trajectory else []
+        self._whole, self._start = inv.start, inv.start + skip
+        self._stock = scheduler
+        self._evaluated = evaluated
         self._sliced = sliced
         self._mask = mask
         super().__init__(with_noise(scheduler, self._draw))
@@ -42,7 +47,15 @@ class ReplayScheduler(Derived):
     def set_timesteps(self, *args, **kwargs):
         super().set_timesteps(*args, **kwargs)
         self.timesteps = start_at(self._inner, 0 if self._sliced else self._start)
-        self._drawn = self._evaluation = 0
+        self._evaluation = 0
+        self._drawn = self._skipped(*args, **kwargs) if self._noises and self._start > self._whole else 0
+
+    def _skipped(self, *args, **kwargs):
+        """How many noises the evaluations that are left out draw."""
+        stock = copy.deepcopy(self._stock)
+        stock.set_timesteps(*args, **kwargs)
+        with torch.random.fork_rng(devices=[]):
+            return len(draw_noises(stock, torch.zeros(1, 1, 1, 1), start=self._whole, stop=self._start))
 
     def set_begin_index(self, begin_index=0):
         # A scheduler that is told where to begin, by a pipeline that does not slice, begins where the inversion ended.
@@ -81,6 +94,8 @@ class ReplayScheduler(Derived):
         output = self._inner.step(*args, **kwargs)
         sample = self._correct(self._evaluation, output[0])
         self._evaluation += 1
+        if self._evaluated is not None:
+            self._evaluated(self._evaluation - 1)
         if isinstance(output, tuple):
             return (sample, *output[1:])
         output.prev_sample = sample
@@ -88,7 +103,7 @@ class ReplayScheduler(Derived):
 
     def _correct(self, evaluation, sample):
         if self._corrections:
-            sample = sample + self._corrections[evaluation].to(sample)
+            sample = sample + self._replay * self._corrections[evaluation].to(sample)
         if self._mask is not None:
             known = self._trajectory[evaluation + 1].to(sample)
             sample = known + self._mask.to(sample) * (sample - known)

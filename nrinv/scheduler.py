@@ -327,26 +327,40 @@ class InverseScheduler(Derived):
         self.noises = []
         self._request = None
         self._read({})
-        # A dry start of the solver: refuses what cannot be inverted, and knows how long the loop may get.
-        dry = np.zeros((1, 1), np.float32)
-        self._longest = self._open(dry, [dry] * self.sampler.num_noises).max_evaluations
-        self._index = 0 if self._passes else len(self.sampler) - 1
+        self._longest = self._rehearse()
+        self._index = int(self._expected()[0])
         if self._latents is not None:
             layout = self.layout or Layout()
-            target = layout.sample(self._target)
-            guess = self._guess(target)
-            first = target / self.sampler.states[-1][0] if self._passes else target if guess is None else guess
-            self._move(layout.latents(first, self._target))
+            self._move(layout.latents(self._first(layout.sample(self._target)), self._target))
+
+    def _rehearse(self):
+        """How many evaluations there may be; refuses what cannot be inverted."""
+        dry = np.zeros((1, 1), np.float32)
+        return self._open(dry, [dry] * self.sampler.num_noises).max_evaluations
+
+    def _expected(self):
+        """The steps of the evaluations, as far as they can be told before."""
+        steps = torch.arange(len(self.sampler))
+        if self._passes:
+            return steps
+        return steps.flip(0).repeat_interleave(-(-self._longest // len(self.sampler)))[: self._longest]
+
+    def _first(self, target):
+        """The sample of the first evaluation."""
+        if self._passes:
+            return target / self.sampler.states[-1][0]
+        guess = self._guess(target)
+        return target if guess is None else guess
 
     def _order_timesteps(self):
         stock = start_at(self._inner, self._own)
         if self._passes:
             return stock
-        order = torch.arange(len(self.sampler)).flip(0).repeat_interleave(-(-self._longest // len(self.sampler)))
+        order = self._expected()
         # Some schedulers end with a timestep that is only the end of the last step; their pipelines leave it out.
         ends = len(stock) - len(self.sampler) if self._slice is None else 0
         self._iterated = self._longest
-        order = torch.cat([order[: self._longest], order.new_zeros(ends)])
+        order = torch.cat([order, order.new_zeros(ends)])
         timesteps = stock[order.to(stock.device)]
         if self.inversion is not None:
             timesteps[0] = self._request.timestep
@@ -392,7 +406,7 @@ class InverseScheduler(Derived):
         self._ask(given)
         if self._request is None:
             self.result = self.inversion.result()
-            self.noises = self.noises if self.result.noises is None else self.result.noises
+            self.noises = getattr(self.result, "noises", None) or self.noises
         elif self._passes and self._evaluation == len(self.sampler):
             self._move(self.layout.latents(self._sample, self._target))
 
@@ -416,14 +430,7 @@ class InverseScheduler(Derived):
             self._read(options)
         if self.layout is None:
             self.layout = self._learn(sample)
-        self.noises = draw_noises(
-            self._inner,
-            sample.to(output.dtype),
-            start=self.start,
-            stop=self.stop,
-            generator=given.get("generator"),
-            step_kwargs=self._step_kwargs,
-        )
+        self.noises = self._draw(sample.to(output.dtype), given.get("generator"))
         target = sample if self._target is None else self.layout.sample(self._target).to(sample)
         guess = None if self._target is None else self._guess(target)
         if guess is not None and proportion(guess, sample) == 1:
@@ -433,6 +440,12 @@ class InverseScheduler(Derived):
         self.inversion = self._open(target, [noise.to(torch.float32) for noise in self.noises], guess=guess)
         self._restarted = False
         self._ask(given)
+
+    def _draw(self, sample, generator):
+        """The noises that the sampler will draw."""
+        return draw_noises(
+            self._inner, sample, start=self.start, stop=self.stop, generator=generator, step_kwargs=self._step_kwargs
+        )
 
     def _find_slice(self, timestep):
         """A loop that begins later than the scheduler's timesteps do has taken a slice of them."""

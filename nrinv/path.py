@@ -1,0 +1,150 @@
+"""Paths between noises, and their centroids; what is drawn from them changes step by step."""
+
+import numpy as np
+import torch
+
+from . import _C
+from .host import prompt_embeddings
+from .inversion import InversionOutput
+
+
+def interpolate(a, b, num=9, *, method="geodesic", spacing="euclidean", seed=0, pipe=None):
+    """Points on the way from noise `a` to noise `b`, both ends included: [num, B, ...], in their dtype and on their device.
+
+    a, b: latents [B, ...], torch tensors or NumPy arrays; B ways side by side.  Or two inversions of one image each, made
+    with the same sampler: the result is then one `InversionOutput` of `num` samples, which `generate` draws.  Its prompts
+    change along with the noise: where they differ, `pipe` is needed, whose embeddings of them are mixed linearly.
+    num: at least 2; or the fractions of the way themselves, a list of numbers in 0..1.
+    method: "geodesic", the shortest way in the metric -log chi_D(|z|) |dz| of NAO (arXiv 2306.08687), exactly; it stays
+    where noise is likely.  "slerp", "lerp", and "variance_preserving", (1 - t) a + t b divided by sqrt((1 - t)^2 + t^2).
+    spacing: what is equal between the points of a geodesic: "euclidean" length, "angle", or length in the "metric".
+    seed: where the ends are opposite, which of all ways round is taken.
+
+    Raises ValueError naming the argument for fewer than 2 points, for shapes or devices that differ, for vectors that are
+    zero or not finite, for a geodesic's ends that are no noise (a norm below a quarter of natural or 100 times as large),
+    and for inversions that do not go together.
+    """
+    if isinstance(a, InversionOutput) or isinstance(b, InversionOutput):
+        return _between_inversions(a, b, num, pipe, method=method, spacing=spacing, seed=seed)
+    return _points(a, b, _fractions(num), method=method, spacing=spacing, seed=seed)[0]
+
+
+def path_length(a, b, *, seed=0):
+    """The length [B] float64 of the geodesic between noises a and b [B, ...], in the metric of `interpolate`."""
+    return _points(a, b, np.array([0.0]), method="geodesic", spacing="euclidean", seed=seed)[1]
+
+
+def centroid(latents, *, shares=None):
+    """The centroid of noises: in their span, with the least sum of squared lengths of the geodesics to them.
+
+    latents: K noises, a tensor or array [K, ...], and the result is [1, ...]; a list of K tensors [B, ...], and it is
+    [B, ...]; or an `InversionOutput` of K images.  shares [K]: how much each counts, at least 0, by default alike.
+
+    Raises ValueError for what `interpolate` refuses, and for noises that cancel each other.
+    """
+    if isinstance(latents, InversionOutput):
+        latents = latents.latents
+    parts = list(latents) if isinstance(latents, (list, tuple)) else [one[None] for one in latents]
+    if not parts:
+        raise ValueError("latents must hold at least one noise")
+    shares = np.ones(len(parts)) if shares is None else np.asarray(shares, np.float64)
+    if shares.shape != (len(parts),) or not np.isfinite(shares).all() or (shares < 0).any() or not shares.any():
+        raise ValueError(f"shares must be {len(parts)} numbers of at least 0, one for each of the latents, and not all 0")
+    return _C.centroid([_detached(one) for one in parts], shares)
+
+
+def _fractions(num):
+    if isinstance(num, (list, tuple, np.ndarray)):
+        fractions = np.asarray(num, np.float64)
+        if fractions.ndim != 1 or not len(fractions) or not ((fractions >= 0) & (fractions <= 1)).all():
+            raise ValueError(f"num: fractions must be a list of numbers in 0..1, got {num!r}")
+        return fractions
+    if isinstance(num, bool) or not isinstance(num, int) or num < 2:
+        raise ValueError(f"num must be a whole number of at least 2, both ends included, got {num!r}")
+    return np.linspace(0, 1, num)
+
+
+def _detached(x):
+    return x.detach() if isinstance(x, torch.Tensor) else x
+
+
+def _points(a, b, fractions, *, seed, **options):
+    a, b = _detached(a), _detached(b)
+    if not isinstance(a, (torch.Tensor, np.ndarray)) or a.ndim < 2:
+        raise ValueError(f"a must be a tensor or an array [B, ...], got {_describe(a)}")
+    direction = np.random.default_rng(seed).standard_normal(tuple(a.shape), dtype=np.float32)
+    if isinstance(a, torch.Tensor):
+        points, lengths = _C.interpolate(a, b, fractions, torch.from_numpy(direction).to(a), **options)
+        return torch.stack(points), lengths
+    points, lengths = _C.interpolate(a, b, fractions, direction.astype(a.dtype), **options)
+    return np.stack(points), lengths
+
+
+def _describe(x):
+    return f"shape {tuple(x.shape)}" if hasattr(x, "shape") else type(x).__name__
+
+
+# ---------------------------------------------------------------------------------------------------- between inversions
+
+
+def _between_inversions(a, b, num, pipe, **options):
+    for name, one in (("a", a), ("b", b)):
+        if not isinstance(one, InversionOutput):
+            raise ValueError(f"{name} must be an inversion like the other, got {type(one).__name__}")
+        if len(one.latents) != 1:
+            raise ValueError(f"{name} must be the inversion of one image, got {len(one.latents)}: see InversionOutput.split")
+    if not np.array_equal(a.timesteps, b.timesteps) or (a.scheduler, a.start) != (b.scheduler, b.start):
+        raise ValueError("a and b must be inversions with the same sampler: scheduler, steps and strength")
+    fractions = _fractions(num)
+    latents = _points(a.latents, b.latents, fractions, **options)[0][:, 0]
+    # The sampler's own noises are noise as well.
+    noises = [_points(x, y, fractions, **options)[0][:, 0] for x, y in zip(a.noises or [], b.noises or [], strict=True)]
+    prompt, call = _between_calls(a, b, fractions, pipe)
+    return InversionOutput(
+        latents=latents,
+        noises=noises or None,
+        timesteps=a.timesteps,
+        start=a.start,
+        order=a.order,
+        prompt=prompt,
+        call=call,
+        pipeline=a.pipeline,
+        scheduler=a.scheduler,
+        scheduler_config=a.scheduler_config,
+    )
+
+
+def _same(x, y):
+    if isinstance(x, torch.Tensor) or isinstance(y, torch.Tensor):
+        return isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor) and torch.equal(x, y)
+    return x is y or x == y
+
+
+def _between_calls(a, b, fractions, pipe):
+    """(prompt, call) for all points: prompts that differ become embeddings, everything else has to be the same."""
+    if a.call.keys() != b.call.keys():
+        raise ValueError(f"a and b must be called alike, got {sorted(a.call.keys() ^ b.call.keys())} for one of them only")
+    unlike = [name for name in a.call if "prompt" not in name and not _same(a.call[name], b.call[name])]
+    if unlike:
+        raise ValueError(f"a and b must be called alike, got different values of {', '.join(unlike)}")
+    prompts = [name for name in a.call if "prompt" in name and not _same(a.call[name], b.call[name])]
+    first, second = _one(a.prompt), _one(b.prompt)
+    if first == second and not prompts:
+        return first, dict(a.call)
+    if pipe is None:
+        raise ValueError(f"pipe must be given to mix the prompts {first!r} and {second!r}")
+    found = [
+        prompt_embeddings(pipe, {**{n: _one(v) for n, v in one.call.items()}, "prompt": _one(one.prompt)}) for one in (a, b)
+    ]
+    call = {name: value for name, value in a.call.items() if "prompt" not in name}
+    for name, start in found[0].items():
+        end = found[1].get(name)
+        if end is None or start.shape != end.shape:
+            raise ValueError(f"pipe: {name} of the two prompts cannot be mixed, their shapes differ")
+        t = torch.as_tensor(fractions, dtype=torch.float32, device=start.device).view(-1, *(1 for _ in start.shape[1:]))
+        call[name] = ((1 - t) * start.float() + t * end.float()).to(start.dtype)
+    return None, call
+
+
+def _one(value):
+    return value[0] if isinstance(value, (list, tuple)) and len(value) == 1 else value
