@@ -31,6 +31,10 @@ _LAZY = {
     "decode": ".latents",
     "demo_pipeline": ".models",
     "demo_images": ".models",
+    "scorer": ".models",
+    "rare": ".rare_objects",
+    "RareOutput": ".rare_objects",
+    "sheet": ".plots",
 }
 
 __all__ = ["Corrected", "Correction", "Inversion", "Request", "Result", "Sampler", "reasons", *_LAZY]

@@ -1,9 +1,10 @@
-"""Command line: demo, invert, generate."""
+"""Command line: demo, invert, generate, edit, interpolate, rare."""
 
 import logging
 import os
 import warnings
 from enum import StrEnum
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -32,6 +33,13 @@ class Solver(StrEnum):
 class Noise(StrEnum):
     record = "record"
     absorb = "absorb"
+
+
+class Method(StrEnum):
+    geodesic = "geodesic"
+    slerp = "slerp"
+    lerp = "lerp"
+    variance_preserving = "variance_preserving"
 
 
 class Order(StrEnum):
@@ -77,6 +85,31 @@ def _load_pipeline(model, torch_dtype):
     return pipe.to("cuda") if torch.cuda.is_available() else pipe
 
 
+ModelOption = Annotated[str, typer.Option(help="A pipeline's folder or hub id, or turbo or base for an embedded model.")]
+StepsOption = Annotated[int | None, typer.Option(help="num_inference_steps; default: the pipeline's own.")]
+GuidanceOption = Annotated[float | None, typer.Option(help="guidance_scale; default: the pipeline's own.")]
+SizeOption = Annotated[int | None, typer.Option(help="Resize to size x size pixels; default: the image's own size.")]
+DtypeOption = Annotated[str, typer.Option(help="float32, float16 or bfloat16.")]
+
+
+def _check_image(name, path):
+    if not path.is_file():
+        raise ValueError(f"{name}: {str(path)!r} does not exist")
+
+
+def _check_output(path, kinds=(".png", ".jpg", ".jpeg", ".webp")):
+    if not path.resolve().parent.is_dir():
+        raise ValueError(f"output: the folder of {str(path)!r} does not exist")
+    if kinds and path.suffix.lower() not in kinds:
+        raise ValueError(f"output must end with {', '.join(kinds)}, got {str(path)!r}")
+
+
+def _sampler(steps, guidance, size):
+    """What all calls of the pipeline are given."""
+    given = {"num_inference_steps": steps, "guidance_scale": guidance, "height": size, "width": size}
+    return {name: value for name, value in given.items() if value is not None}
+
+
 @app.command()
 def demo(
     model: Annotated[Model, typer.Option(help="turbo: 4 Euler steps; base: 20 steps of DPM++ 2M.")] = Model.turbo,
@@ -99,12 +132,12 @@ def demo(
 @app.command()
 def invert(
     image: Annotated[Path, typer.Argument(help="The image to invert.")],
-    model: Annotated[str, typer.Option(help="A pipeline's folder or hub id, or turbo or base for an embedded model.")],
+    model: ModelOption,
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the inversion goes (safetensors).")],
     prompt: Annotated[str, typer.Option(help="What the image shows.")] = "",
-    steps: Annotated[int | None, typer.Option(help="num_inference_steps; default: the pipeline's own.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="guidance_scale; default: the pipeline's own.")] = None,
-    size: Annotated[int | None, typer.Option(help="Resize to size x size pixels; default: the image's own size.")] = None,
+    steps: StepsOption = None,
+    guidance: GuidanceOption = None,
+    size: SizeOption = None,
     solver: Annotated[Solver, typer.Option(help="Solver of the implicit steps.")] = Solver.auto,
     max_nfe: Annotated[int | None, typer.Option(help="Network evaluations a step.")] = None,
     tol: Annotated[float, typer.Option(help="Relative residual at which a step ends.")] = 1e-4,
@@ -113,11 +146,12 @@ def invert(
     noise: Annotated[Noise, typer.Option(help="Stochastic schedulers: solve for recorded noise, or absorb errors.")] = (
         Noise.record
     ),
+    correct: Annotated[float, typer.Option(help="Strength of the prompt-aware correction; 0.05 are 2 of 50 steps.")] = 0.0,
     order: Annotated[Order, typer.Option(help="Drive the loop reversed, or in whole passes.")] = Order.auto,
     replay: Annotated[bool, typer.Option("--replay", help="Also store corrections for an exact replay.")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Draw the image again and report the error.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of a stochastic scheduler's noise and of the first guess.")] = 0,
-    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
+    dtype: DtypeOption = "float32",
 ):
     """Find the noise from which a pipeline draws an image."""
     _quiet()
@@ -126,19 +160,14 @@ def invert(
     from .pipeline import invert as run
 
     try:
-        if not image.is_file():
-            raise ValueError(f"image: {str(image)!r} does not exist")
-        if not output.resolve().parent.is_dir():
-            raise ValueError(f"output: the folder of {str(output)!r} does not exist")
+        _check_image("image", image)
+        _check_output(output, kinds=())
         pipe = _load_pipeline(model, dtype)
         generator = torch.Generator(pipe._execution_device).manual_seed(seed)
-        sizes = {} if size is None else {"height": size, "width": size}
         inv = run(
             pipe,
             image,
             prompt,
-            num_inference_steps=steps,
-            guidance_scale=guidance,
             generator=generator,
             solver=solver.value,
             max_nfe=max_nfe,
@@ -146,11 +175,12 @@ def invert(
             refine=refine,
             prior=prior,
             noise=noise.value,
+            correct=correct,
             order=order.value,
             replay=replay,
             verify=verify,
             seed=seed,
-            **sizes,
+            **_sampler(steps, guidance, size),
         )
         inv.save(output)
     except (ValueError, OSError) as error:
@@ -170,7 +200,7 @@ def generate(
     model: Annotated[str, typer.Option(help="The pipeline it was inverted with: folder, hub id, turbo or base.")],
     prompt: Annotated[str | None, typer.Option(help="Another prompt edits the image.")] = None,
     replay: Annotated[bool, typer.Option("--replay", help="Add the stored corrections: exact.")] = False,
-    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
+    dtype: DtypeOption = "float32",
 ):
     """Draw an image from the noise that nrinv invert has found."""
     _quiet()
@@ -178,9 +208,160 @@ def generate(
     from .pipeline import generate as run
 
     try:
+        _check_output(output)
         inv = load(inversion)
         pipe = _load_pipeline(model, dtype)
         run(pipe, inv, prompt, replay=replay).images[0].save(output)
     except (ValueError, OSError) as error:
         _fail(error)
     console.print(f"{output}: {inv.prompt if prompt is None else prompt!r}", highlight=False)
+
+
+@app.command()
+def edit(
+    image: Annotated[Path, typer.Argument(help="The image to edit.")],
+    model: ModelOption,
+    prompt: Annotated[str, typer.Option(help="What the image shows.")],
+    to: Annotated[str, typer.Option(help="What it shall show.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where the edited image goes.")],
+    mask: Annotated[Path | None, typer.Option(help="An image, white where the image may change.")] = None,
+    edit_strength: Annotated[float, typer.Option(help="The share of the steps that is drawn anew, above 0.")] = 1.0,
+    edit_guidance: Annotated[float | None, typer.Option(help="guidance_scale of the edit; default: the same.")] = None,
+    steps: StepsOption = None,
+    guidance: GuidanceOption = None,
+    size: SizeOption = None,
+    max_nfe: Annotated[int | None, typer.Option(help="Network evaluations a step.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of a stochastic scheduler's noise and of the first guess.")] = 0,
+    dtype: DtypeOption = "float32",
+):
+    """Invert an image and draw it with another prompt."""
+    _quiet()
+    import torch
+    from PIL import Image
+
+    from .pipeline import generate as draw
+    from .pipeline import invert as run
+
+    try:
+        _check_image("image", image)
+        _check_output(output)
+        if mask is not None:
+            _check_image("mask", mask)
+        pipe = _load_pipeline(model, dtype)
+        generator = torch.Generator(pipe._execution_device).manual_seed(seed)
+        keep = mask is not None or edit_strength != 1
+        call = _sampler(steps, guidance, size)
+        inv = run(pipe, image, prompt, generator=generator, seed=seed, max_nfe=max_nfe, return_trajectory=keep, **call)
+        options = {"edit_strength": edit_strength}
+        if mask is not None:
+            with Image.open(mask) as opened:
+                options["mask_image"] = opened.convert("L")
+        if edit_guidance is not None:
+            options["guidance_scale"] = edit_guidance
+        generator.manual_seed(seed)
+        draw(pipe, inv, to, generator=generator, **options).images[0].save(output)
+    except (ValueError, OSError) as error:
+        _fail(error)
+    console.print(f"{output}: {prompt!r} to {to!r}, {inv.nfe[0]} network evaluations", highlight=False)
+
+
+@app.command()
+def interpolate(
+    first: Annotated[Path, typer.Argument(help="The image to begin with.", metavar="A")],
+    second: Annotated[Path, typer.Argument(help="The image to end with.", metavar="B")],
+    model: ModelOption,
+    output: Annotated[Path, typer.Option("--output", "-o", help="A strip (.png, .jpg, .webp) or a film (.gif, .mp4).")],
+    prompt: Annotated[str, typer.Option(help="What the first image shows.")] = "",
+    to: Annotated[str | None, typer.Option(help="What the second image shows; default: the same.")] = None,
+    num: Annotated[int, typer.Option("--num", "-n", help="Images in all, both ends included.")] = 9,
+    method: Annotated[Method, typer.Option(help="The way between the noises.")] = Method.geodesic,
+    steps: StepsOption = None,
+    guidance: GuidanceOption = None,
+    size: SizeOption = None,
+    max_nfe: Annotated[int | None, typer.Option(help="Network evaluations a step.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of a stochastic scheduler's noise and of the first guess.")] = 0,
+    dtype: DtypeOption = "float32",
+):
+    """Draw the images between two images."""
+    _quiet()
+    import torch
+    from diffusers.utils import export_to_video, make_image_grid
+
+    from .path import interpolate as between
+    from .pipeline import generate as draw
+    from .pipeline import invert as run
+
+    try:
+        _check_image("A", first)
+        _check_image("B", second)
+        _check_output(output, (".png", ".jpg", ".jpeg", ".webp", ".gif", ".mp4"))
+        if output.suffix.lower() == ".mp4" and find_spec("imageio_ffmpeg") is None:
+            raise ValueError("output: films as .mp4 need imageio-ffmpeg (pip install imageio imageio-ffmpeg); use .gif")
+        if num < 2:
+            raise ValueError(f"num must be a whole number of at least 2, both ends included, got {num}")
+        pipe = _load_pipeline(model, dtype)
+        generator = torch.Generator(pipe._execution_device).manual_seed(seed)
+        prompts = [prompt, prompt if to is None else to]
+        call = _sampler(steps, guidance, size)
+        inv = run(pipe, [first, second], prompts, generator=generator, seed=seed, max_nfe=max_nfe, **call)
+        path = between(*inv.split(), num, method=method.value, seed=seed, pipe=pipe)
+        images = draw(pipe, path).images
+        film = [*images, *images[-2:0:-1]]  # there and back
+        if output.suffix.lower() == ".gif":
+            film[0].save(output, save_all=True, append_images=film[1:], duration=120, loop=0)
+        elif output.suffix.lower() == ".mp4":
+            export_to_video(film, str(output), fps=8)
+        else:
+            make_image_grid(images, 1, num).save(output)
+    except (ValueError, OSError) as error:
+        _fail(error)
+    console.print(f"{output}: {num} images, {inv.nfe.sum()} network evaluations to invert two", highlight=False)
+
+
+@app.command()
+def rare(
+    images: Annotated[Path, typer.Option(help="A folder of images of the concept, at least two.")],
+    model: ModelOption,
+    prompt: Annotated[str, typer.Option(help="What is to be drawn.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where the sheet of drawings goes.")],
+    num: Annotated[int, typer.Option("--num", "-n", help="How many drawings.")] = 8,
+    spread: Annotated[float, typer.Option(help="0 stays between the images' noises, 1 is fresh noise.")] = 0.5,
+    refine_seeds: Annotated[int, typer.Option(help="Gradient steps through the sampler for each drawing.")] = 0,
+    steps: StepsOption = None,
+    guidance: GuidanceOption = None,
+    size: SizeOption = None,
+    seed: Annotated[int, typer.Option(help="Seed of everything that is drawn at random.")] = 0,
+    dtype: DtypeOption = "float32",
+):
+    """Draw more of what a few images show, where the model hardly knows it."""
+    _quiet()
+    from .plots import sheet
+    from .rare_objects import rare as run
+
+    try:
+        if not images.is_dir():
+            raise ValueError(f"images: the folder {str(images)!r} does not exist")
+        _check_output(output)
+        kinds = (".png", ".jpg", ".jpeg", ".webp")
+        paths = sorted(path for path in images.iterdir() if path.suffix.lower() in kinds)
+        if len(paths) < 2:
+            raise ValueError(f"images: the folder {str(images)!r} must hold at least 2 images, got {len(paths)}")
+        pipe = _load_pipeline(model, dtype)
+        out = run(
+            pipe,
+            paths,
+            prompt,
+            num,
+            spread=spread,
+            refine_seeds=refine_seeds,
+            seed=seed,
+            **_sampler(steps, guidance, size),
+        )
+        sheet(out.images, columns=min(num, 8)).save(output)
+    except (ValueError, OSError) as error:
+        _fail(error)
+    console.print(
+        f"{output}: {num} drawings from {len(paths)} images; similarity {out.similarity.mean():.2f}, novelty "
+        f"{out.novelty.mean():.2f}, diversity {out.diversity:.2f} by the embedded scorer, which knows icons",
+        highlight=False,
+    )

@@ -4,7 +4,6 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 from diffusers import DPMSolverMultistepScheduler
 from rich.progress import Progress
 from rich.table import Table
@@ -12,6 +11,7 @@ from rich.table import Table
 from .latents import decode, encode, psnr, read_images
 from .models import demo_images, demo_pipeline
 from .pipeline import generate, invert
+from .plots import sheet
 
 IMAGE, EDIT = "owl_noto", "dog face, noto style"
 SETTINGS = {"turbo": (4, 1.0), "base": (20, 1.0)}  # steps, guidance scale
@@ -105,8 +105,11 @@ def run(model, *, image, prompt, edit, steps, out, console):
         "nrinv": runs["nrinv"][1],
         f"edit: {edit}": edited,
     }
-    save_sheet(out / "sheet.png", pictures)
-    save_residuals(out / "residuals.png", {name: one[0] for name, one in runs.items()})
+    sheet(pictures, size=2.2).save(out / "sheet.png")
+    axes = None
+    for name, one in runs.items():
+        axes = one[0].plot_residuals(axes, f"{name}, {one[0].nfe[0]} NFE")
+    axes.figure.savefig(out / "residuals.png", dpi=150)
     console.print(f"pictures: {out / 'sheet.png'}, {out / 'residuals.png'}")
 
 
@@ -140,30 +143,3 @@ def _summary_table(runs, target, round_trip):
             f"{outside:.2f}",
         )
     return table
-
-
-def save_sheet(path, pictures):
-    """Write pictures, {title: tensor [1, 3, H, W] in 0..1}, side by side."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(2.2 * len(pictures), 2.5), layout="constrained")
-    for axes, (title, picture) in zip(figure.subplots(1, len(pictures)), pictures.items(), strict=True):
-        axes.imshow(picture[0].permute(1, 2, 0).clamp(0, 1).numpy(), interpolation="nearest")
-        axes.set_title(title, fontsize=9)
-        axes.axis("off")
-    figure.savefig(path, dpi=150)
-
-
-def save_residuals(path, inversions):
-    """Plot the relative residual of every step of {name: InversionOutput}."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 3.6), layout="constrained")
-    axes = figure.subplots()
-    for name, inv in inversions.items():
-        axes.semilogy(inv.timesteps, np.nanmean(inv.residuals, axis=1), "o-", label=f"{name}, {inv.nfe.mean():g} NFE")
-    axes.set_xlabel("timestep")
-    axes.set_ylabel("|f(z) - z| / |z|")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, dpi=150)

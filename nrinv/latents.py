@@ -290,6 +290,11 @@ def decode(pipe, latents, *, height=None, width=None):
     height, width: pixels of the image, needed where latents are packed.
     Raises ValueError if they are needed and missing.
     """
+    return draw_pixels(pipe, latents, height=height, width=width).clamp(0, 1)
+
+
+def draw_pixels(pipe, latents, *, height=None, width=None):
+    """`decode` with gradients, and beyond 0..1 where the autoencoder goes beyond."""
     vae = _vae(pipe)
     if latents.ndim == 3:
         latents = _unpack(pipe, latents, height, width)
@@ -299,7 +304,7 @@ def decode(pipe, latents, *, height=None, width=None):
         z = pipe._unpatchify_latents(z) if _takes_patches(pipe) else z
         pixels = vae.decode(z.to(device=pipe._execution_device, dtype=dtype), return_dict=False)[0].float()
     pixels = pixels[:, :, 0] if pixels.ndim == 5 else pixels
-    return (pixels / 2 + 0.5).clamp(0, 1)
+    return pixels / 2 + 0.5
 
 
 def _unpack(pipe, latents, height, width):

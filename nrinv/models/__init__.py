@@ -12,6 +12,7 @@ from PIL import Image
 
 HERE = Path(__file__).parent
 KINDS = ("turbo", "base")
+SIZE = 64  # pixels of an image's side
 
 
 class DemoImage(NamedTuple):
@@ -81,3 +82,54 @@ def demo_images(split="heldout_pair"):
                     )
                 )
     return found
+
+
+class Scorer:
+    """A small contrastive image-text model, in place of CLIP where the embedded models' icons are judged.
+
+    It was trained on the same icons as they were and knows nothing else.
+    """
+
+    def __init__(self, model, tokenizer):
+        self.model, self.tokenizer = model, tokenizer
+
+    def image_features(self, images):
+        """Unit vectors [N, F] float32 of images [N, 3, H, W] in 0..1, of any size; differentiable.
+
+        Raises ValueError for another shape.
+        """
+        import torch.nn.functional as F
+
+        if getattr(images, "ndim", 0) != 4 or images.shape[1] != 3:
+            raise ValueError(f"images must be a tensor [N, 3, H, W], got {getattr(images, 'shape', type(images))}")
+        pixels = images.float() * 2 - 1
+        if pixels.shape[-2:] != (SIZE, SIZE):
+            pixels = F.interpolate(pixels, (SIZE, SIZE), mode="bilinear", antialias=True)
+        return F.normalize(self.model.visual_projection(self.model.vision_model(pixels).pooler_output), dim=1)
+
+    def text_features(self, prompts):
+        """Unit vectors [M, F] float32 of a list of prompts."""
+        import torch
+        import torch.nn.functional as F
+
+        length = self.tokenizer.model_max_length
+        ids = self.tokenizer(list(prompts), padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+        with torch.no_grad():
+            return F.normalize(self.model.text_projection(self.model.text_model(ids.input_ids).pooler_output), dim=1)
+
+    def score(self, images, prompts):
+        """Cosines [N, M] of images [N, 3, H, W] in 0..1 and prompts."""
+        import torch
+
+        with torch.no_grad():
+            return self.image_features(images) @ self.text_features(prompts).T
+
+
+def scorer():
+    """The embedded `Scorer`, on the CPU in float32; loads in a second, offline."""
+    import torch
+    from transformers import CLIPTokenizer, VisionTextDualEncoderModel
+
+    model = VisionTextDualEncoderModel.from_pretrained(HERE / "scorer", dtype=torch.float32)
+    model.eval().requires_grad_(False)
+    return Scorer(model, CLIPTokenizer.from_pretrained(HERE / "base" / "tokenizer"))
