@@ -498,7 +498,7 @@ def machine():
 
 def write(rows, path):
     # A line for each row: indented, it would take several times the space.
-    head = {"command": " ".join(["python benchmarks/pipelines.py", *sys.argv[1:]]), "machine": machine()}
+    head = {"command": " ".join([f"python benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]), "machine": machine()}
     lines = ",\n".join(json.dumps(row, allow_nan=False) for row in rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f'{json.dumps(head)[:-1]}, "rows": [\n{lines}\n]}}\n')

@@ -154,8 +154,10 @@ def _work(rank, workers, plan, build, store):
         new.replace(_checkpoint(plan))
 
     began = saved_at = time.time()
-    total = 0.0
+    total, parent = 0.0, os.getppid()
     for step in range(first, plan.steps):
+        if os.getppid() != parent:  # whoever has started the workers is gone
+            return
         generator = torch.Generator(device).manual_seed((plan.seed * 1_000_003 + step) * 64 + rank)
         torch.manual_seed(generator.initial_seed())
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):

@@ -1,0 +1,265 @@
+"""Paths between noises: how long they are, how long they take, and what is drawn on the way between real images.
+
+    paths     points between two noises, ends on the shell and off it: the length of their chain in NAO's metric
+              -log chi_D(|z|) |dz|, each chord integrated at 100 points (the midpoint rule that NAO itself minimises can be
+              cheated by one long chord); the longest chord over the mean; seconds
+    images    between inverted images the model has never seen: of what is drawn in between, Frechet distance of the
+              scorer's features to real images, agreement with the captions, largest step over the mean step
+
+nao adam: our plain re-implementation of the published optimisation (arXiv 2306.08687): Adam, rate 0.01, from the chord plus
+uniform noise / 100, at most 10,000 iterations, stopped when the loss changes by less than 0.001 ten times in a row.
+
+    python benchmarks/interpolate.py            # writes results/interpolate.json and results/interpolate.png
+    python benchmarks/interpolate.py --quick    # small vectors and few pairs
+    python benchmarks/interpolate.py --check    # exit with 1 if any path is shorter than ours, if ours is not 1,000 times as
+                                                # fast as nao adam, or if what it draws is worse
+"""
+
+import argparse
+import math
+import os
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+from pipelines import write
+
+import nrinv
+
+RESULTS = Path(__file__).parent / "results"
+POINTS, PARTS, ITERATIONS = 52, 100, 10_000
+SIZES, QUICK_SIZES = (1024, 16384, 262144), (1024,)
+# Norms of the two ends, in those of noise.
+ENDS = {"on the shell": (None, None), "inverted": (1.08, 1.08), "inside": (0.9, 0.95), "across": (0.92, 1.1)}
+METHODS = ("geodesic", "slerp", "lerp", "variance_preserving")
+PAIRS, BETWEEN = 32, 9
+
+
+def weight(norms, size):
+    """-log of the density of the norm of `size` normal numbers, float64; the direct formula has no digits left."""
+    m = math.sqrt(size - 1)
+    peak = -((size - 1) * math.log(m) - m * m / 2 - (size / 2 - 1) * math.log(2) - math.lgamma(size / 2))
+    u = (norms - m) / m
+    return peak - (size - 1) * (torch.log1p(u) - u - u * u / 2)
+
+
+def chain(points):
+    """(length, longest chord over the mean) of points [n, D]."""
+    points = points.double()
+    t = (torch.arange(PARTS, dtype=torch.float64) + 0.5) / PARTS
+    total, chords = 0.0, []
+    for a, b in pairwise(points):
+        # |a + t (b - a)| from three products, not from 100 vectors
+        chord = b - a
+        norms = (a @ a + 2 * t * (a @ chord) + t * t * (chord @ chord)).sqrt()
+        chords.append(float(chord.norm()))
+        total += float(weight(norms, len(a)).mean()) * chords[-1]
+    return total, max(chords) / (sum(chords) / len(chords))
+
+
+def nao_adam(a, b, count, iterations=ITERATIONS):
+    """(points [count, D], iterations) by the published optimisation; a, b [D]."""
+    inner = count - 2
+    t = torch.linspace(0, 1, count)[1:-1, None]
+    generator = torch.Generator().manual_seed(0)
+    x = (a + (b - a) * t + torch.rand(inner, len(a), generator=generator) / 100).requires_grad_()
+    optimizer, limit = torch.optim.Adam([x], lr=0.01), 2 * float((a - b).norm()) / inner
+    last, calm, done = math.inf, 0, 0
+    while calm < 10 and done < iterations:
+        done += 1
+        points = torch.cat([a[None], x, b[None]])
+        chords = torch.linalg.vector_norm(points[1:] - points[:-1], dim=1, dtype=torch.float64)
+        middles = torch.linalg.vector_norm((points[1:] + points[:-1]) / 2, dim=1, dtype=torch.float64)
+        loss = (chords * weight(middles, len(a))).sum() + (chords - limit).relu().sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        calm = calm + 1 if abs(loss.item() - last) < 1e-3 else 0
+        last = loss.item()
+    return torch.cat([a[None], x.detach(), b[None]]), done
+
+
+def ends(size, norms, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    found = torch.randn(2, size, generator=generator)
+    for one, norm in zip(found, norms, strict=True):
+        if norm is not None:
+            one *= norm * size**0.5 / one.norm()
+    return found
+
+
+def paths(sizes):
+    rows = []
+    for size in sizes:
+        for where, norms in ENDS.items():
+            if size > 100_000 and where in ("inside", "across"):
+                continue  # an hour each, by Adam
+            a, b = ends(size, norms)
+            common = {"part": "paths", "size": size, "ends": where}
+            for method in METHODS:
+                nrinv.interpolate(a[None], b[None], 3, method=method)
+                started = time.perf_counter()
+                points = nrinv.interpolate(a[None], b[None], POINTS, method=method)[:, 0]
+                seconds = time.perf_counter() - started
+                rows.append({**common, "method": method, "seconds": seconds, **measured(points)})
+            started = time.perf_counter()
+            points, done = nao_adam(a, b, POINTS)
+            seconds = time.perf_counter() - started
+            rows.append({**common, "method": "nao adam", "seconds": seconds, "iterations": done, **measured(points)})
+            exact = float(nrinv.path_length(a[None], b[None])[0])
+            for row in rows[-len(METHODS) - 1 :]:
+                row["exact"] = exact
+                print(*(f"{row[k]:.4g}" if isinstance(row[k], float) else row[k] for k in row if k != "part"), flush=True)
+    return rows
+
+
+def measured(points):
+    length, unevenness = chain(points)
+    return {"length": length, "unevenness": unevenness}
+
+
+# ---------------------------------------------------------------------------------------------------------------- images
+
+
+def frechet(x, y):
+    """The Frechet distance of two sets of features [N, F], as Gaussians."""
+    from scipy.linalg import sqrtm
+
+    x, y = x.double().numpy(), y.double().numpy()
+    cx, cy = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
+    root = sqrtm(cx @ cy)
+    return float(((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(cx + cy - 2 * root.real))
+
+
+def bootstrap(values, seed=0, times=2000):
+    """Half the 95 % interval of the mean of values [N]."""
+    values = np.asarray(values)
+    picks = np.random.default_rng(seed).integers(0, len(values), (times, len(values)))
+    low, high = np.percentile(values[picks].mean(1), [2.5, 97.5])
+    return float(high - low) / 2
+
+
+def drawn_between(pipe, pair, method, adam=False):
+    path = nrinv.interpolate(*pair, BETWEEN, method="geodesic" if adam else method, pipe=pipe)
+    if adam:
+        a, b = (one.latents.flatten() for one in pair)
+        path.latents = nao_adam(a, b, BETWEEN)[0].view_as(path.latents)
+    return nrinv.generate(pipe, path, output_type="pt").images.float()
+
+
+def images(count):
+    pipe, scorer = nrinv.demo_pipeline("turbo"), nrinv.scorer()
+    records = nrinv.demo_images("heldout_pair")[: 2 * count]
+    call = {"num_inference_steps": 4, "guidance_scale": 1.0, "max_nfe": 8}
+    inv = nrinv.invert(pipe, [one.image for one in records], [one.caption for one in records], batch_size=16, **call).split()
+    pairs = [(inv[i], inv[i + count]) for i in range(count)]
+    captions = [(records[i].caption, records[i + count].caption) for i in range(count)]
+    real = torch.stack(
+        [pixels(one.image) for split in ("train", "heldout_concept", "rare") for one in nrinv.demo_images(split)]
+    )
+    known = scorer.image_features(real)
+    rows = []
+    for method in (*METHODS, "nao adam"):
+        sets = torch.stack([drawn_between(pipe, pair, method, method == "nao adam") for pair in pairs])
+        features = torch.stack([scorer.image_features(one) for one in sets])
+        texts = torch.stack([scorer.text_features(pair) for pair in captions])
+        cosines = features @ texts.transpose(1, 2)
+        t = torch.linspace(0, 1, BETWEEN)
+        agreement = ((1 - t) * cosines[..., 0] + t * cosines[..., 1])[:, 1:-1].mean(1)
+        steps = 1 - torch.nn.functional.cosine_similarity(features[:, 1:], features[:, :-1], dim=2)
+        unevenness = steps.amax(1) / steps.mean(1)
+        inner = features[:, 1:-1].flatten(0, 1)
+        sharp = sharpness(sets[:, 1:-1].flatten(0, 1)).view(count, -1).mean(1)
+        # Frechet distance is of a set, not of a pair: its interval by leaving pairs out at random
+        rng = np.random.default_rng(0)
+        halves = [frechet(features[rng.integers(0, count, count), 1:-1].flatten(0, 1), known) for _ in range(40)]
+        rows.append(
+            {
+                "part": "images",
+                "method": method,
+                "pairs": count,
+                "frechet": frechet(inner, known),
+                "frechet_interval": 1.96 * float(np.std(halves)),
+                "agreement": float(agreement.mean()),
+                "agreement_interval": bootstrap(agreement.numpy()),
+                "unevenness": float(unevenness.mean()),
+                "unevenness_interval": bootstrap(unevenness.numpy()),
+                "sharpness": float(sharp.mean()),
+                "sharpness_interval": bootstrap(sharp.numpy()),
+                "per_pair": {
+                    "agreement": agreement.tolist(),
+                    "unevenness": unevenness.tolist(),
+                    "sharpness": sharp.tolist(),
+                },
+            }
+        )
+        print({k: v for k, v in rows[-1].items() if k != "per_pair"}, flush=True)
+    return rows, pipe, pairs
+
+
+def pixels(image):
+    return torch.from_numpy(np.asarray(image).astype(np.float32) / 255).permute(2, 0, 1)
+
+
+def sharpness(x):
+    """Mean gradient of images [N, 3, H, W]: what a washed-out image has little of."""
+    return (x.diff(dim=2).abs().mean((1, 2, 3)) + x.diff(dim=3).abs().mean((1, 2, 3))) / 2
+
+
+def save_strips(pipe, pairs, path, shown=3):
+    strips, titles = [], []
+    for pair in pairs[:shown]:
+        for method in ("geodesic", "lerp"):
+            strips += list(drawn_between(pipe, pair, method))
+            titles += [method if i == 0 else "" for i in range(BETWEEN)]
+    nrinv.sheet(strips, titles, columns=BETWEEN, size=0.9).save(path)
+
+
+def violations(rows):
+    """What --check holds."""
+    for row in rows:
+        if row["part"] != "paths" or row["method"] == "geodesic":
+            continue
+        ours = next(
+            r
+            for r in rows
+            if r["part"] == "paths" and (r["size"], r["ends"], r["method"]) == (row["size"], row["ends"], "geodesic")
+        )
+        if row["length"] < ours["length"] * (1 - 1e-6):
+            yield f"{row['method']}, {row['size']} elements, {row['ends']}: {row['length']:.2f} against {ours['length']:.2f}"
+        if row["method"] == "nao adam" and row["seconds"] < 1000 * ours["seconds"]:
+            yield f"{row['size']} elements, {row['ends']}: {row['seconds'] / ours['seconds']:.0f} times as fast"
+    drawn = {row["method"]: row for row in rows if row["part"] == "images"}
+    ours = drawn.get("geodesic")
+    for name, row in drawn.items():
+        for figure, better in (("agreement", 1), ("unevenness", -1), ("sharpness", 1)):
+            gap = better * (np.array(ours["per_pair"][figure]) - np.array(row["per_pair"][figure]))
+            if gap.mean() < -bootstrap(gap) - 1e-9:
+                yield f"{name}: {figure} {row[figure]:.3f} against {ours[figure]:.3f}"
+        if row["frechet"] < ours["frechet"] - ours["frechet_interval"]:
+            yield f"{name}: Frechet distance {row['frechet']:.4f} against {ours['frechet']:.4f}"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--out", type=Path, default=RESULTS / "interpolate.json")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    drawn, pipe, pairs = images(4 if arguments.quick else PAIRS)
+    rows = drawn + paths(QUICK_SIZES if arguments.quick else SIZES)
+    write(rows, arguments.out)
+    save_strips(pipe, pairs, arguments.out.with_suffix(".png"))
+    ahead = list(violations(rows)) if arguments.check else []
+    print(*ahead, sep="\n")
+    return 1 if ahead else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,303 @@
+"""interpolate, centroid, path_length: the shortest ways by another method, and what users do with them."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import zoo
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize
+from scipy.special import gammaln
+
+import nrinv
+from nrinv.host import prompt_embeddings
+
+CALL = {"num_inference_steps": 4, "guidance_scale": 1.0}
+
+
+def noise(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def weight(r, size):
+    return -((size - 1) * np.log(r) - r * r / 2 - (size / 2 - 1) * math.log(2) - gammaln(size / 2))
+
+
+def polyline(points, size, parts=20):
+    """The length of a chain of points [n, 2] in the metric, each chord in `parts`."""
+    t = (np.arange(parts) + 0.5) / parts
+    chords = np.diff(points, axis=0)
+    within = points[:-1, None] + chords[:, None] * t[:, None]
+    return float((weight(np.linalg.norm(within, axis=2), size).mean(1) * np.linalg.norm(chords, axis=1)).sum())
+
+
+@pytest.mark.parametrize(("first", "second"), [(1.0, 1.0), (0.85, 0.95), (1.1, 1.2), (0.8, 1.2)])
+@pytest.mark.parametrize("theta", [0.3, 1.5, 2.8])
+def test_no_chain_of_points_is_shorter(first, second, theta):
+    """The same problem by brute force: 40 free points in the plane, moved until their chain is shortest."""
+    size, count = 64, 40
+    norm = math.sqrt(size - 1)
+    a, b = first * norm * np.array([1, 0]), second * norm * np.array([math.cos(theta), math.sin(theta)])
+    angles, norms = np.linspace(0, theta, count + 2), np.linspace(first * norm, second * norm, count + 2)
+    start = np.stack([norms * np.cos(angles), norms * np.sin(angles)], 1)[1:-1]
+    found = minimize(lambda x: polyline(np.vstack([a, x.reshape(-1, 2), b]), size, 6), start.ravel(), method="L-BFGS-B")
+    x = torch.zeros(1, size, dtype=torch.float64)
+    y = x.clone()
+    x[0, :2], y[0, :2] = torch.from_numpy(a), torch.from_numpy(b)
+    length = float(nrinv.path_length(x.float(), y.float())[0])
+    assert length == pytest.approx(found.fun, rel=5e-3)
+    points = nrinv.interpolate(x.float(), y.float(), 400)[:, 0, :2].double().numpy()
+    assert polyline(points, size) == pytest.approx(length, rel=1e-3)
+
+
+@pytest.mark.parametrize("method", ["geodesic", "slerp", "lerp", "variance_preserving"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_points_are_like_the_ends(method, dtype):
+    a, b = noise(3, 4, 8, 8).to(dtype), noise(3, 4, 8, 8, seed=1).to(dtype)
+    kept = a.clone(), b.clone()
+    points = nrinv.interpolate(a, b, 5, method=method)
+    assert points.shape == (5, *a.shape) and points.dtype == dtype and torch.isfinite(points).all()
+    if dtype != torch.float64:  # which is worked on in float32
+        assert torch.equal(points[0], a) and torch.equal(points[-1], b)
+    assert torch.equal(a, kept[0]) and torch.equal(b, kept[1])
+    one = nrinv.interpolate(a[1:2], b[1:2], 5, method=method)
+    assert torch.equal(one[:, 0], points[:, 1])  # each as if it were alone
+
+
+def test_arrays_and_tensors_give_the_same():
+    a, b = noise(2, 4, 8, 8), noise(2, 4, 8, 8, seed=1)
+    for method in ("geodesic", "lerp"):
+        tensors = nrinv.interpolate(a, b, 6, method=method)
+        arrays = nrinv.interpolate(a.numpy(), b.numpy(), 6, method=method)
+        assert isinstance(arrays, np.ndarray)
+        np.testing.assert_allclose(arrays, tensors.numpy(), atol=2e-6)
+
+
+def test_the_norms_of_the_points():
+    a, b = noise(1, 4, 16, 16), 1.1 * noise(1, 4, 16, 16, seed=1)
+    norms = {
+        method: nrinv.interpolate(a, b, 9, method=method)[:, 0].flatten(1).norm(dim=1) / 32
+        for method in ("geodesic", "slerp", "lerp", "variance_preserving")
+    }
+    assert (norms["geodesic"][2:-2] - 1).abs().max() < 0.01  # at once to where noise is
+    assert norms["lerp"][4] < 0.8
+    np.testing.assert_allclose(norms["slerp"].numpy(), np.linspace(norms["slerp"][0], norms["slerp"][-1], 9), rtol=1e-5)
+    middle = norms["variance_preserving"][4]
+    assert abs(float(middle) - float(((a + b) / 2**0.5).norm() / 32)) < 1e-5
+
+
+@pytest.mark.parametrize("spacing", ["metric", "angle", "euclidean"])
+def test_the_points_are_evenly_spaced(spacing):
+    a, b = 0.95 * noise(1, 4, 16, 16), 1.05 * noise(1, 4, 16, 16, seed=1)
+    points = nrinv.interpolate(a, b, 200, spacing=spacing)[:, 0].flatten(1).double()
+    norms = points.norm(dim=1)
+    angles = torch.nn.functional.cosine_similarity(points[:-1], points[1:]).clamp(max=1).acos()
+    chords = (points[1:] - points[:-1]).norm(dim=1)
+    weights = torch.from_numpy(weight(((norms[1:] + norms[:-1]) / 2).numpy(), 1024))
+    gaps = {"metric": chords * weights, "angle": angles, "euclidean": chords}[spacing]
+    assert float(gaps.max() / gaps.median()) < 1.1
+    assert float(gaps[1:-1].min() / gaps.median()) > 0.9
+
+
+def test_the_ways_between_opposite_and_equal_noises():
+    a = noise(1, 4, 8, 8)
+    there = nrinv.interpolate(a, -a, 7)
+    assert (there.flatten(1).norm(dim=1) / 16 - 1).abs().max() < 0.05 and torch.equal(there[-1], -a)
+    assert torch.equal(there, nrinv.interpolate(a, -a, 7))
+    assert not torch.allclose(there[3], nrinv.interpolate(a, -a, 7, seed=1)[3], atol=0.1)
+    assert torch.allclose(nrinv.interpolate(a, a.clone(), 3), a, atol=1e-6)
+    assert nrinv.path_length(a, a.clone())[0] == 0
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    size=st.integers(4, 3000),
+    scale=st.tuples(st.floats(0.5, 3), st.floats(0.5, 3)),
+    mix=st.floats(-1, 1),
+    seed=st.integers(0, 1000),
+)
+def test_any_two_noises_have_a_way_and_a_middle(size, scale, mix, seed):
+    x, y = noise(1, size, seed=seed), noise(1, size, seed=seed + 1)
+    a = scale[0] * x / x.norm() * size**0.5
+    y = mix * x + (1 - abs(mix)) * y
+    b = scale[1] * y / y.norm() * size**0.5
+    points = nrinv.interpolate(a, b, 11)
+    assert torch.isfinite(points).all() and torch.equal(points[0], a) and torch.equal(points[-1], b)
+    back = nrinv.interpolate(b, a, 11).flip(0)
+    assert torch.allclose(points, back, atol=2e-3 * float(a.abs().max() + b.abs().max()))
+    length = float(nrinv.path_length(a, b)[0])
+    halves = [float(nrinv.path_length(*pair)[0]) for pair in ((a, points[5]), (points[5], b))]
+    assert sum(halves) == pytest.approx(length, rel=1e-3, abs=1e-3)
+
+
+def test_a_given_fraction():
+    a, b = noise(1, 64), noise(1, 64, seed=1)
+    assert torch.equal(nrinv.interpolate(a, b, [0.25])[0], nrinv.interpolate(a, b, 5)[1])
+
+
+# ------------------------------------------------------------------------------------------------------------ centroids
+
+
+def test_the_centroid_of_two_is_the_middle_of_their_way():
+    a, b = noise(2, 4, 16, 16), 1.1 * noise(2, 4, 16, 16, seed=1)
+    middle = nrinv.interpolate(a, b, 3, spacing="metric")[1]
+    assert torch.allclose(nrinv.centroid([a, b]), middle, atol=1e-4)
+    assert torch.allclose(nrinv.centroid([b, a]), middle, atol=1e-4)
+    np.testing.assert_allclose(nrinv.centroid([a.numpy(), b.numpy()]), middle.numpy(), atol=1e-4)
+
+
+def test_a_centroid_is_as_far_from_all_as_symmetry_asks():
+    latents = noise(6, 4, 32, 32)
+    found = nrinv.centroid(latents)
+    assert found.shape == (1, 4, 32, 32) and abs(float(found.norm()) / 64 - 1) < 0.01
+    lengths = [float(nrinv.path_length(found, one[None])[0]) for one in latents]
+    assert max(lengths) / min(lengths) < 1.1
+    assert torch.allclose(nrinv.centroid(latents.flip(0)), found, atol=1e-4)
+    near = nrinv.centroid(latents, shares=[5, 1, 1, 1, 1, 1])
+    assert nrinv.path_length(near, latents[:1])[0] < lengths[0]
+    # it is the least: what goes a little towards any of them is worse
+    cost = sum(length**2 for length in lengths)
+    for one in latents:
+        moved = nrinv.interpolate(found, one[None], [0.05])[0]
+        assert sum(float(nrinv.path_length(moved, other[None])[0]) ** 2 for other in latents) > cost
+
+
+def test_the_centroid_of_one_is_itself():
+    one = noise(1, 4, 8, 8)
+    assert torch.allclose(nrinv.centroid(one), one, atol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a, b: (torch.zeros_like(a), b, 3), "a and b: sample 0 must be finite and not zero"),
+        (lambda a, b: (a, b * float("nan"), 3), "a and b: sample 0 must be finite and not zero"),
+        (lambda a, b: (a, b[:, :2], 3), "b must have a's shape"),
+        (lambda a, b: (a, b.numpy(), 3), "b must be a torch tensor like the target"),
+        (lambda a, b: (a, b.long(), 3), "b must be float16, bfloat16, float32 or float64"),
+        (lambda a, b: ("a", b, 3), "a must be a tensor or an array"),
+        (lambda a, b: (a[0, 0, 0], b, 3), r"a must be a tensor or an array \[B, ...\], got shape"),
+        (lambda a, b: (a, b, 1), "num must be a whole number of at least 2"),
+        (lambda a, b: (a, b, 2.5), "num must be a whole number of at least 2"),
+        (lambda a, b: (a, b, [0.5, 2]), "fractions must be a list of numbers in 0..1"),
+        (lambda a, b: (a * 1e-3, b, 3), "sample 0 must have a norm in .* as noise has"),
+        (lambda a, b: (a, b * 1e5, 3), "sample 0 must have a norm in .* as noise has"),
+        (lambda a, b: (a.flatten(1)[:, :3], b.flatten(1)[:, :3], 3), "at least 4 elements a sample"),
+    ],
+)
+def test_bad_ends(change, message):
+    with pytest.raises(ValueError, match=message):
+        nrinv.interpolate(*change(noise(1, 4, 8, 8), noise(1, 4, 8, 8, seed=1)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "straight"}, "method must be one of geodesic, slerp, lerp, variance_preserving, got 'straight'"),
+        ({"spacing": "even"}, "spacing must be one of metric, angle, euclidean, got 'even'"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        nrinv.interpolate(noise(1, 8), noise(1, 8, seed=1), **options)
+
+
+@pytest.mark.parametrize(
+    ("latents", "shares", "message"),
+    [
+        (torch.zeros(0, 8), None, "at least one noise"),
+        (torch.zeros(2, 8), None, "must be finite and not zero"),
+        (torch.ones(2, 8) * torch.tensor([[1.0], [-1.0]]), None, "cancel each other"),
+        (noise(2, 8), [1], "shares must be 2 numbers"),
+        (noise(2, 8), [1, -1], "shares must be 2 numbers of at least 0"),
+        (noise(2, 8), [0, 0], "not all 0"),
+        (noise(2, 8), [1, float("nan")], "shares must be 2 numbers"),
+        ([noise(1, 8), noise(1, 9)], None, "latents must have the first's shape"),
+    ],
+)
+def test_bad_centroids(latents, shares, message):
+    with pytest.raises(ValueError, match=message):
+        nrinv.centroid(latents, shares=shares)
+
+
+# ---------------------------------------------------------------------------------------------------- between inversions
+
+
+@pytest.fixture(scope="module")
+def pair(_pipelines, held_out):
+    images, captions, _ = held_out
+    pipe = _pipelines["turbo"]
+    return nrinv.invert(pipe, images[:2], captions[:2], **CALL).split()
+
+
+def test_a_path_between_images_ends_in_them(turbo, pair):
+    path = nrinv.interpolate(*pair, 4, pipe=turbo)
+    assert path.prompt is None and path.call["prompt_embeds"].shape[0] == 4
+    drawn = nrinv.generate(turbo, path, output_type="pt").images
+    for end, one in zip((0, 3), pair, strict=True):
+        alone = nrinv.generate(turbo, one, output_type="pt").images
+        assert torch.allclose(drawn[end], alone[0], atol=1e-3)
+    assert (drawn[1] - drawn[2]).abs().max() > 0.05
+
+
+def test_one_prompt_needs_no_pipeline(turbo, held_out, tmp_path):
+    images, captions, _ = held_out
+    a, b = nrinv.invert(turbo, images[:2], captions[0], **CALL).split()
+    path = nrinv.interpolate(a, b, 3)
+    assert path.prompt == captions[0]
+    path.save(tmp_path / "path.safetensors")
+    again = nrinv.load(tmp_path / "path.safetensors")
+    assert torch.equal(again.latents, path.latents)
+    assert nrinv.generate(turbo, again, output_type="latent").images.shape[0] == 3
+
+
+def test_inversions_that_do_not_go_together(turbo, held_out, pair):
+    images, captions, _ = held_out
+    other = nrinv.invert(turbo, images[0], captions[0], num_inference_steps=3, guidance_scale=1.0)
+    with pytest.raises(ValueError, match="pipe must be given to mix the prompts"):
+        nrinv.interpolate(*pair)
+    with pytest.raises(ValueError, match="same sampler"):
+        nrinv.interpolate(pair[0], other, pipe=turbo)
+    with pytest.raises(ValueError, match="b must be an inversion like the other"):
+        nrinv.interpolate(pair[0], pair[1].latents, pipe=turbo)
+    both = nrinv.invert(turbo, images[:2], captions[:2], **CALL)
+    with pytest.raises(ValueError, match="a must be the inversion of one image, got 2"):
+        nrinv.interpolate(both, pair[0], pipe=turbo)
+    louder = nrinv.invert(turbo, images[0], captions[0], num_inference_steps=4, guidance_scale=2.0)
+    with pytest.raises(ValueError, match="different values of guidance_scale"):
+        nrinv.interpolate(pair[0], louder, pipe=turbo)
+
+
+def test_splitting_undoes_a_batch(pair, turbo, held_out):
+    images, captions, _ = held_out
+    both = nrinv.invert(turbo, images[:2], captions[:2], return_trajectory=True, **CALL)
+    for i, one in enumerate(both.split()):
+        assert one.prompt == captions[i] and torch.equal(one.latents, both.latents[i : i + 1])
+        assert one.residuals.shape == (4, 1) and len(one.trajectory) == 5 and one.reasons == both.reasons[i : i + 1]
+        assert torch.equal(
+            nrinv.generate(turbo, one, output_type="latent").images,
+            nrinv.generate(turbo, pair[i], output_type="latent").images,
+        )
+
+
+@pytest.mark.parametrize("name", ["SD", "SDXL", "SD3", "Flux", "PixArt, sigma", "Qwen-Image"])
+def test_embeddings_are_those_that_the_pipeline_makes(name):
+    pipe, call, _ = zoo.make(name)
+    scheduler, calls = pipe.scheduler, []
+    network = getattr(pipe, "unet", None) or pipe.transformer
+    network.register_forward_hook(lambda *args: calls.append(1))
+    found = prompt_embeddings(pipe, call)
+    assert "prompt_embeds" in found and torch.equal(found["prompt_embeds"][:1], call["prompt_embeds"][:1])
+    assert not calls and pipe.scheduler is scheduler and "encode_prompt" not in vars(pipe)
+    assert "set_timesteps" not in vars(scheduler)
+
+
+def test_pipelines_without_embeddings_are_refused():
+    pipe, call, _ = zoo.make("Kandinsky 2.2")
+    with pytest.raises(ValueError, match="takes no embeddings of prompts"):
+        prompt_embeddings(pipe, call)
