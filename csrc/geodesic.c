@@ -310,16 +310,6 @@ seek(nri_geodesic *p, tracer trace, double a, double b, double low, double high)
     trace(p, a, b, fabs(at_low) < fabs(at_high) ? low : high);
 }
 
-/* dL/dr at an end: how far the way there points outwards. */
-static double
-outward(const nri_geodesic *p, double x, bool out)
-{
-    const nri_shell *s = p->shell;
-    double h = rise(s, x), g = s->least + h, above = p->turning ? h - p->rise : h + p->rise;
-    double slope = sqrt(fmax(0, above) * (g + p->clairaut)) / (s->star + x);
-    return out ? slope : -slope;
-}
-
 void
 nri_geodesic_solve(const nri_shell *shell, double norm_a, double norm_b, double theta, nri_geodesic *out)
 {
@@ -331,21 +321,17 @@ nri_geodesic_solve(const nri_shell *shell, double norm_a, double norm_b, double 
     /* Nobody is on the circle exactly; which side is taken does not matter. */
     a = fabs(a) < FLAT / 1e3 ? (b < 0 ? -FLAT : FLAT) / 1e3 : a;
     b = fabs(b) < FLAT / 1e3 ? (a < 0 ? -FLAT : FLAT) / 1e3 : b;
-    bool same = (a < 0) == (b < 0), outwards; /* at its second end */
+    bool same = (a < 0) == (b < 0);
     double low = fmin(a, b), high = fmax(a, b);
     if (!same || trace_passing(out, low, high, -far) >= theta) {
         seek(out, trace_passing, low, high, -far, straight);
         out->swapped = a > b;
-        outwards = !out->swapped;
     }
     else {
         out->swapped = fabs(a) > fabs(b);
         seek(out, trace_turning, out->swapped ? b : a, out->swapped ? a : b, -far, far);
-        /* away from the circle, unless it comes straight down to it */
-        outwards = (b > 0) != (out->swapped && out->at[0] >= 0);
     }
     out->length = out->sum[NRI_METRIC][out->panels];
-    out->slope = outward(out, b, outwards);
 }
 
 /* --------------------------------------------------------------------------------------------------------- points on it */

@@ -9,13 +9,13 @@ with r and phi from the geodesic (geodesic.c), or for slerp r linear and phi pro
 ends leave the plane open, and the weights above grow beyond all bounds: there the basis is a / |a| and a unit vector e
 orthogonal to it, z = r (cos(phi) a / |a| + sin(phi) e), with e from b if b tells it, else from the caller.
 
-The centroid minimises J(c) = 1/2 sum_k share_k L(c, x_k)^2, the Frechet mean of the metric.  The derivative of a geodesic's
-length by the angle at its end is Clairaut's constant, that by the norm is the slope of its end: steps go along
+The centroid lies where noise is likeliest, at r*, in the direction that minimises J = 1/2 sum_k share_k theta_k^2: the Frechet
+mean of the directions, by steps along
 
-    d = sum_k share_k L_k c_k e_k          e_k the tangent towards x_k
+    d = sum_k share_k theta_k e_k          e_k the tangent towards x_k
 
-in the sphere, scaled as if the sphere were all there is, with a Newton step in the norm beside it.  Two vectors' is the
-middle of their path; the sum of lengths itself, which NAO minimises, is the same everywhere on it.
+How far a vector is off that shell is its own fault, and no reason to pull the centroid to it.  Two vectors' is the middle of
+their arc; the sum of lengths itself, which NAO minimises, is the same everywhere on it.
 
 Scalars in double; vectors through vec.h, on any device.
 */
@@ -210,120 +210,90 @@ nri_interpolate(nri_space *v, nri_path method, nri_spacing spacing, int n, const
 
 /* ------------------------------------------------------------------------------------------------------------ centroid */
 
-/* One sample's centroid c = r sum_k v_k x_k / |x_k|, and what its steps need. */
+/* One sample's unit vectors u_k by their Gram matrix, and a direction sum_k v_k u_k. */
 typedef struct {
-    const nri_shell *shell;
-    int count;                       /* K */
-    const double *gram, *norm, *share; /* [K][K] of the unit vectors, [K], [K] */
-    double *v, *trial, *step;          /* [K] */
-    double r, pull, curve;           /* dJ/dr, about d2J/dr2 */
-    double turn, size;               /* what one step turns by, sum of share c^2 */
-} centroid;
+    int count;                  /* K */
+    const double *gram, *share; /* [K][K], [K] */
+    double *v, *trial, *step;   /* [K] */
+} directions;
 
-/* |sum_k x_k u_k| of unit vectors u */
+/* |sum_k x_k u_k| */
 static double
-span_norm(const centroid *c, const double *x)
+span_norm(const directions *d, const double *x)
 {
     double sum = 0;
-    for (int i = 0; i < c->count; i++) {
-        for (int j = 0; j < c->count; j++) {
-            sum += x[i] * x[j] * c->gram[i * c->count + j];
+    for (int i = 0; i < d->count; i++) {
+        for (int j = 0; j < d->count; j++) {
+            sum += x[i] * x[j] * d->gram[i * d->count + j];
         }
     }
     return sqrt(fmax(0, sum));
 }
 
 static void
-normalise(const centroid *c, double *x)
+normalise(const directions *d, double *x)
 {
-    double length = span_norm(c, x);
-    for (int k = 0; k < c->count; k++) {
+    double length = span_norm(d, x);
+    for (int k = 0; k < d->count; k++) {
         x[k] /= length;
     }
 }
 
-/* J at direction x and norm r; with `derive`, the step from there. */
+/* J at the direction x; `step`, if there is one, gets the way down. */
 static double
-measure(centroid *c, const double *x, double r, bool derive)
+measure(const directions *d, const double *x, double *step)
 {
-    nri_geodesic path;
     double J = 0, along = 0;
-    if (derive) {
-        c->pull = c->curve = c->size = 0;
-    }
-    for (int k = 0; k < c->count; k++) {
+    for (int k = 0; k < d->count; k++) {
         double cosine = 0;
-        for (int j = 0; j < c->count; j++) {
-            cosine += x[j] * c->gram[j * c->count + k];
+        for (int j = 0; j < d->count; j++) {
+            cosine += x[j] * d->gram[j * d->count + k];
         }
-        cosine = fmin(1, fmax(-1, cosine));
-        double theta = acos(cosine), sine = sin(theta);
-        nri_geodesic_solve(c->shell, c->norm[k], r, theta, &path);
-        J += 0.5 * c->share[k] * path.length * path.length;
-        if (derive) {
-            double force = sine > 1e-9 ? c->share[k] * path.length * path.clairaut / sine : 0;
-            double bend = sqrt(2 * c->shell->kappa * c->shell->least) / c->shell->star;
-            c->step[k] = force;
-            along += force * cosine;
-            c->pull += c->share[k] * path.length * path.slope;
-            c->curve += c->share[k] * (path.slope * path.slope + path.length * bend);
-            c->size += c->share[k] * c->shell->least * c->shell->least;
+        double theta = acos(fmin(1, fmax(-1, cosine))), force = d->share[k] * (theta > 1e-9 ? theta / sin(theta) : 1);
+        J += 0.5 * d->share[k] * theta * theta;
+        along += force * cosine;
+        if (step) {
+            step[k] = force;
         }
     }
-    for (int k = 0; derive && k < c->count; k++) {
-        c->step[k] -= along * x[k];
+    for (int k = 0; step && k < d->count; k++) {
+        step[k] -= along * x[k];
     }
     return J;
 }
 
-/* c->trial: the direction after `share` of a step. */
-static void
-turn(centroid *c, double share)
-{
-    double length = span_norm(c, c->step), angle = share * length / c->size;
-    c->turn = fmin(angle, PI / 4);
-    for (int k = 0; k < c->count; k++) {
-        c->trial[k] = cos(c->turn) * c->v[k] + (length > 0 ? sin(c->turn) * c->step[k] / length : 0);
-    }
-    normalise(c, c->trial);
-}
-
 static nri_status
-find_centroid(centroid *c)
+find_centroid(directions *d)
 {
-    double sum = 0;
-    for (int k = 0; k < c->count; k++) {
-        c->v[k] = c->share[k];
-        sum += c->share[k];
+    double sum = 0, angle = 1;
+    for (int k = 0; k < d->count; k++) {
+        d->v[k] = d->share[k];
+        sum += d->share[k];
     }
-    if (!(span_norm(c, c->v) > 1e-3 * sum)) {
+    if (!(span_norm(d, d->v) > 1e-3 * sum)) {
         return NRI_NOT_UNIQUE;
     }
-    normalise(c, c->v);
-    c->r = c->shell->star;
-    double J = measure(c, c->v, c->r, true);
-    for (int i = 0; i < 500; i++) {
-        double share = 1, move, next = J;
-        bool better = false;
-        for (int halving = 0; halving < 30 && !better; halving++, share /= 2) {
-            turn(c, share);
-            move = c->curve > 0 ? share * c->pull / c->curve : 0;
-            double r = fmin(c->shell->outer, fmax(c->shell->inner, c->r - move));
-            next = measure(c, c->trial, r, false);
-            better = next <= J;
-            move = r - c->r;
+    normalise(d, d->v);
+    double J = measure(d, d->v, d->step);
+    for (int i = 0; i < 1000 && angle > 1e-13; i++) {
+        double size = span_norm(d, d->step), next = INFINITY;
+        for (angle = fmin(size / sum, PI / 4); angle > 1e-13; angle /= 2) {
+            for (int k = 0; k < d->count; k++) {
+                d->trial[k] = cos(angle) * d->v[k] + sin(angle) * d->step[k] / size;
+            }
+            normalise(d, d->trial);
+            next = measure(d, d->trial, NULL);
+            if (next <= J) {
+                break;
+            }
         }
-        if (!better) {
+        if (next > J) {
             break; /* at the rounding of J */
         }
-        for (int k = 0; k < c->count; k++) {
-            c->v[k] = c->trial[k];
+        for (int k = 0; k < d->count; k++) {
+            d->v[k] = d->trial[k];
         }
-        c->r += move;
-        J = measure(c, c->v, c->r, true);
-        if (c->turn < 1e-12 && fabs(move) < 1e-10) {
-            break;
-        }
+        J = measure(d, d->v, d->step);
     }
     return NRI_OK;
 }
@@ -366,21 +336,14 @@ nri_centroid(nri_space *v, int count, const double *shares, double *weights, int
     double *norm = gram + B * K * K, *row = norm + B * K, *scratch = row + B * K;
     nri_status status = gram_matrix(v, count, gram, norm, row, sample);
     for (size_t b = 0; status == NRI_OK && b < B; b++) {
-        centroid c = {.shell = &shell, .count = count, .gram = gram + b * K * K, .norm = norm + b * K, .share = shares};
-        c.v = scratch;
-        c.trial = c.v + K;
-        c.step = c.trial + K;
+        directions d = {.count = count, .gram = gram + b * K * K, .share = shares};
+        d.v = scratch;
+        d.trial = d.v + K;
+        d.step = d.trial + K;
         *sample = (int64_t)b;
+        status = find_centroid(&d);
         for (size_t k = 0; k < K; k++) {
-            if (!(c.norm[k] >= shell.inner && c.norm[k] <= shell.outer)) {
-                status = NRI_NO_NOISE;
-            }
-        }
-        if (status == NRI_OK) {
-            status = find_centroid(&c);
-        }
-        for (size_t k = 0; k < K; k++) {
-            weights[b * K + k] = c.r * c.v[k] / c.norm[k];
+            weights[b * K + k] = shell.star * d.v[k] / norm[b * K + k];
         }
     }
     free(gram);

@@ -35,7 +35,6 @@ enum { NRI_PANELS = 160 };
 typedef struct {
     const nri_shell *shell;
     double theta, clairaut, length;
-    double slope; /* derivative of the length in the norm of the second end */
     bool swapped; /* u runs from the second end to the first */
     bool turning; /* x = side e^log_scale cosh u, else e^log_scale sinh u */
     double side, log_scale, scale, rise; /* scale s = e^log_scale; rise = g* - c, or c - g* where it turns */

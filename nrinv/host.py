@@ -335,6 +335,7 @@ def prompt_embeddings(pipe, call):
                 found[name] = value.detach()
         return result
 
+    @functools.wraps(pipe.scheduler.set_timesteps)  # pipelines look at its signature
     def stop(*args, **kwargs):
         raise _Encoded
 

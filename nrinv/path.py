@@ -35,12 +35,14 @@ def path_length(a, b, *, seed=0):
 
 
 def centroid(latents, *, shares=None):
-    """The centroid of noises: in their span, with the least sum of squared lengths of the geodesics to them.
+    """The centroid of noises: in their span, where noise is likeliest, with the least sum of squared angles to them.
+
+    How far a noise is off the shell where noise lies, its own fault, does not count.
 
     latents: K noises, a tensor or array [K, ...], and the result is [1, ...]; a list of K tensors [B, ...], and it is
     [B, ...]; or an `InversionOutput` of K images.  shares [K]: how much each counts, at least 0, by default alike.
 
-    Raises ValueError for what `interpolate` refuses, and for noises that cancel each other.
+    Raises ValueError for noises that are zero, not finite, of different shapes, or that cancel each other.
     """
     if isinstance(latents, InversionOutput):
         latents = latents.latents
