@@ -1,4 +1,5 @@
-# make demo, make test: set everything up in .venv and run.  make check: what else must hold before a change lands.
+# make demo, make test: set everything up in .venv and run.  make check, make notebooks: what else must hold before a change
+# lands.  make bench: all figures of the pages.  make model: the embedded models, from nothing (training/README.md).
 
 PYTHON ?= python3
 VENV := .venv
@@ -6,7 +7,7 @@ BIN := $(VENV)/bin
 # One thread a process: small networks are many times slower when threads outnumber cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test check bench format clean
+.PHONY: demo test check notebooks bench model format clean
 
 $(VENV)/installed: pyproject.toml setup.py constraints.txt $(wildcard csrc/*.c csrc/*.h)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -30,11 +31,27 @@ check: $(VENV)/installed
 	$(BIN)/python -m build -q --wheel --no-isolation --outdir build/wheel
 	$(BIN)/abi3audit --strict build/wheel/nrinv-*-cp311-abi3-*.whl
 
+notebooks: $(VENV)/installed
+	$(BIN)/pytest -n auto --nbmake --nbmake-timeout=600 notebooks
+
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/overhead.py --check
 	$(BIN)/python benchmarks/solver.py --check
 	$(BIN)/python benchmarks/pipelines.py --check
+	$(BIN)/python benchmarks/interpolate.py --check
+	$(BIN)/python benchmarks/correction.py
+	$(BIN)/python benchmarks/rare.py --check
 	$(BIN)/python benchmarks/report.py
+
+model: $(VENV)/installed
+	$(BIN)/pip install -q -c constraints.txt ".[train]"
+	$(BIN)/python training/data.py
+	$(BIN)/python training/train_vae.py
+	$(BIN)/python training/train_base.py
+	$(BIN)/python training/distill.py
+	$(BIN)/python training/train_scorer.py
+	$(BIN)/python training/export.py
+	$(BIN)/python training/evaluate.py
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
