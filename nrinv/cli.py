@@ -85,10 +85,12 @@ def _load_pipeline(model, torch_dtype):
     return pipe.to("cuda") if torch.cuda.is_available() else pipe
 
 
-ModelOption = Annotated[str, typer.Option(help="A pipeline's folder or hub id, or turbo or base for an embedded model.")]
+ModelOption = Annotated[str, typer.Option(help="A pipeline's folder or hub id, or an embedded model: turbo, base.")]
 StepsOption = Annotated[int | None, typer.Option(help="num_inference_steps; default: the pipeline's own.")]
 GuidanceOption = Annotated[float | None, typer.Option(help="guidance_scale; default: the pipeline's own.")]
-SizeOption = Annotated[int | None, typer.Option(help="Resize to size x size pixels; default: the image's own size.")]
+SizeOption = Annotated[
+    int | None, typer.Option(help="Resize to size x size pixels; default: the image's own size, 64 for embedded models.")
+]
 DtypeOption = Annotated[str, typer.Option(help="float32, float16 or bfloat16.")]
 
 
@@ -104,10 +106,13 @@ def _check_output(path, kinds=(".png", ".jpg", ".jpeg", ".webp")):
         raise ValueError(f"output must end with {', '.join(kinds)}, got {str(path)!r}")
 
 
-def _sampler(steps, guidance, size):
-    """What all calls of the pipeline are given."""
+def _sampler(model, steps, guidance, size):
+    """What all calls of the pipeline are given; embedded models have defaults of their own."""
+    from .models import CALLS, SIZE
+
+    own = {**CALLS[model], "height": SIZE, "width": SIZE} if model in CALLS else {}
     given = {"num_inference_steps": steps, "guidance_scale": guidance, "height": size, "width": size}
-    return {name: value for name, value in given.items() if value is not None}
+    return {**own, **{name: value for name, value in given.items() if value is not None}}
 
 
 @app.command()
@@ -132,8 +137,8 @@ def demo(
 @app.command()
 def invert(
     image: Annotated[Path, typer.Argument(help="The image to invert.")],
-    model: ModelOption,
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the inversion goes (safetensors).")],
+    model: ModelOption = "turbo",
     prompt: Annotated[str, typer.Option(help="What the image shows.")] = "",
     steps: StepsOption = None,
     guidance: GuidanceOption = None,
@@ -180,7 +185,7 @@ def invert(
             replay=replay,
             verify=verify,
             seed=seed,
-            **_sampler(steps, guidance, size),
+            **_sampler(model, steps, guidance, size),
         )
         inv.save(output)
     except (ValueError, OSError) as error:
@@ -197,7 +202,7 @@ def invert(
 def generate(
     inversion: Annotated[Path, typer.Argument(help="A file written by nrinv invert.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the image goes.")],
-    model: Annotated[str, typer.Option(help="The pipeline it was inverted with: folder, hub id, turbo or base.")],
+    model: Annotated[str, typer.Option(help="The pipeline it was inverted with: folder, hub id, turbo or base.")] = "turbo",
     prompt: Annotated[str | None, typer.Option(help="Another prompt edits the image.")] = None,
     replay: Annotated[bool, typer.Option("--replay", help="Add the stored corrections: exact.")] = False,
     dtype: DtypeOption = "float32",
@@ -220,10 +225,10 @@ def generate(
 @app.command()
 def edit(
     image: Annotated[Path, typer.Argument(help="The image to edit.")],
-    model: ModelOption,
     prompt: Annotated[str, typer.Option(help="What the image shows.")],
     to: Annotated[str, typer.Option(help="What it shall show.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where the edited image goes.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where the edited image goes.")] = Path("edit.png"),
+    model: ModelOption = "turbo",
     mask: Annotated[Path | None, typer.Option(help="An image, white where the image may change.")] = None,
     edit_strength: Annotated[float, typer.Option(help="The share of the steps that is drawn anew, above 0.")] = 1.0,
     edit_guidance: Annotated[float | None, typer.Option(help="guidance_scale of the edit; default: the same.")] = None,
@@ -250,7 +255,7 @@ def edit(
         pipe = _load_pipeline(model, dtype)
         generator = torch.Generator(pipe._execution_device).manual_seed(seed)
         keep = mask is not None or edit_strength != 1
-        call = _sampler(steps, guidance, size)
+        call = _sampler(model, steps, guidance, size)
         inv = run(pipe, image, prompt, generator=generator, seed=seed, max_nfe=max_nfe, return_trajectory=keep, **call)
         options = {"edit_strength": edit_strength}
         if mask is not None:
@@ -269,8 +274,10 @@ def edit(
 def interpolate(
     first: Annotated[Path, typer.Argument(help="The image to begin with.", metavar="A")],
     second: Annotated[Path, typer.Argument(help="The image to end with.", metavar="B")],
-    model: ModelOption,
-    output: Annotated[Path, typer.Option("--output", "-o", help="A strip (.png, .jpg, .webp) or a film (.gif, .mp4).")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="A strip (.png, .jpg, .webp) or a film (.gif, .mp4).")
+    ] = Path("strip.png"),
+    model: ModelOption = "turbo",
     prompt: Annotated[str, typer.Option(help="What the first image shows.")] = "",
     to: Annotated[str | None, typer.Option(help="What the second image shows; default: the same.")] = None,
     num: Annotated[int, typer.Option("--num", "-n", help="Images in all, both ends included.")] = 9,
@@ -302,7 +309,7 @@ def interpolate(
         pipe = _load_pipeline(model, dtype)
         generator = torch.Generator(pipe._execution_device).manual_seed(seed)
         prompts = [prompt, prompt if to is None else to]
-        call = _sampler(steps, guidance, size)
+        call = _sampler(model, steps, guidance, size)
         inv = run(pipe, [first, second], prompts, generator=generator, seed=seed, max_nfe=max_nfe, **call)
         path = between(*inv.split(), num, method=method.value, seed=seed, pipe=pipe)
         images = draw(pipe, path).images
@@ -321,9 +328,9 @@ def interpolate(
 @app.command()
 def rare(
     images: Annotated[Path, typer.Option(help="A folder of images of the concept, at least two.")],
-    model: ModelOption,
     prompt: Annotated[str, typer.Option(help="What is to be drawn.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where the sheet of drawings goes.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where the sheet of drawings goes.")] = Path("rare.png"),
+    model: ModelOption = "turbo",
     num: Annotated[int, typer.Option("--num", "-n", help="How many drawings.")] = 8,
     spread: Annotated[float, typer.Option(help="0 stays between the images' noises, 1 is fresh noise.")] = 0.5,
     refine_seeds: Annotated[int, typer.Option(help="Gradient steps through the sampler for each drawing.")] = 0,
@@ -355,7 +362,7 @@ def rare(
             spread=spread,
             refine_seeds=refine_seeds,
             seed=seed,
-            **_sampler(steps, guidance, size),
+            **_sampler(model, steps, guidance, size),
         )
         sheet(out.images, columns=min(num, 8)).save(output)
     except (ValueError, OSError) as error:
