@@ -22,34 +22,18 @@ typedef struct {
 } trial;
 
 static nri_status
-move(nri_space *v, int slot, float (*x)[TOY_D], bool load)
-{
-    float packed[TOY_B * TOY_D];
-    int64_t shape[2], D = v->elements;
-    nri_tensor t = toy_tensor(packed, NRI_FLOAT32, shape, v->batch, D);
-    for (int64_t b = 0; load && b < v->batch; b++) {
-        memcpy(packed + b * D, x[b], sizeof(float) * (size_t)D);
-    }
-    NRI_TRY(load ? v->ops->load(v, slot, &t) : v->ops->store(v, slot, &t));
-    for (int64_t b = 0; !load && b < v->batch; b++) {
-        memcpy(x[b], packed + b * D, sizeof(float) * (size_t)D);
-    }
-    return NRI_OK;
-}
-
-static nri_status
 drive(nri_correction *c, nri_space *v, const toy_form *f, const toy_network *net, trial *t)
 {
     nri_request q;
     nri_corrected r;
     bool done;
-    NRI_TRY(move(v, nri_correction_image(c), t->image, true));
+    NRI_TRY(toy_move(v, nri_correction_image(c), t->image, true));
     for (int i = 0; i < t->rounds; i++) {
         if (!t->inverted) {
-            NRI_TRY(move(v, nri_correction_draw(c, i), t->draws[i], true));
+            NRI_TRY(toy_move(v, nri_correction_draw(c, i), t->draws[i], true));
         }
         for (int k = 0; k < f->K; k++) {
-            NRI_TRY(move(v, nri_correction_noise(c, i, k), t->noises[i][k], true));
+            NRI_TRY(toy_move(v, nri_correction_noise(c, i, k), t->noises[i][k], true));
         }
     }
     for (int i = 0;; i++) {
@@ -60,7 +44,7 @@ drive(nri_correction *c, nri_space *v, const toy_form *f, const toy_network *net
         if (done) {
             break;
         }
-        NRI_TRY(move(v, q.slot, sample, false));
+        NRI_TRY(toy_move(v, q.slot, sample, false));
         for (int b = 0; b < v->batch; b++) {
             bool spoiled = t->fault.first <= i && i <= t->fault.last && t->fault.samples >> b & 1U;
             for (int d = 0; d < net->D; d++) {
@@ -78,7 +62,7 @@ drive(nri_correction *c, nri_space *v, const toy_form *f, const toy_network *net
         NRI_TRY(nri_correction_feed(c, &answer));
     }
     NRI_TRY(nri_correction_result(c, &r));
-    NRI_TRY(move(v, r.latents, t->latents, false));
+    NRI_TRY(toy_move(v, r.latents, t->latents, false));
     memcpy(t->moved, r.moved, sizeof(double) * (size_t)v->batch);
     memcpy(t->held, r.held, sizeof(bool) * (size_t)v->batch);
     memcpy(t->failed, r.failed, sizeof(bool) * (size_t)v->batch);

@@ -234,9 +234,8 @@ toy_make_problem(toy_form *f, const toy_network *net, int B, uint64_t seed, doub
     return p;
 }
 
-/* Between a slot and rows of TOY_D numbers. */
-static nri_status
-move(nri_space *v, int slot, float (*x)[TOY_D], bool load)
+nri_status
+toy_move(nri_space *v, int slot, float (*x)[TOY_D], bool load)
 {
     float packed[TOY_B * TOY_D];
     int64_t shape[2], D = v->elements;
@@ -260,9 +259,9 @@ answer(nri_inversion *inv, nri_space *v, const toy_network *net, const nri_reque
     float sample[TOY_B][TOY_D], cotangent[TOY_B][TOY_D], output[TOY_B * TOY_D];
     double x[TOY_D], m[TOY_D], u[TOY_D];
     int64_t shape[2];
-    NRI_TRY(move(v, q->slot, sample, false));
+    NRI_TRY(toy_move(v, q->slot, sample, false));
     if (q->cotangent >= 0) {
-        NRI_TRY(move(v, q->cotangent, cotangent, false));
+        NRI_TRY(toy_move(v, q->cotangent, cotangent, false));
     }
     for (int64_t b = 0; b < v->batch; b++) {
         for (int d = 0; d < net->D; d++) {
@@ -294,12 +293,12 @@ collect(const nri_inversion *inv, nri_space *v, int E, int K, toy_outcome *out)
 {
     nri_result result;
     NRI_TRY(nri_inversion_result(inv, &result));
-    NRI_TRY(move(v, result.latents, out->latents, false));
+    NRI_TRY(toy_move(v, result.latents, out->latents, false));
     for (int j = 0; result.trajectory >= 0 && j <= E; j++) {
-        NRI_TRY(move(v, result.trajectory + j, out->trajectory[j], false));
+        NRI_TRY(toy_move(v, result.trajectory + j, out->trajectory[j], false));
     }
     for (int k = 0; k < K; k++) {
-        NRI_TRY(move(v, result.noises + k, out->noises[k], false));
+        NRI_TRY(toy_move(v, result.noises + k, out->noises[k], false));
     }
     for (int b = 0; b < v->batch; b++) {
         for (int j = 0; j < E; j++) {
@@ -322,9 +321,9 @@ drive(nri_inversion *inv, nri_space *v, const toy_form *f, const toy_network *ne
     bool done;
     int sweep = -1; /* where the samples of sweeps are: that of the first request is one */
     toy_problem copy = *p;
-    NRI_TRY(move(v, nri_inversion_target(inv), copy.target, true));
+    NRI_TRY(toy_move(v, nri_inversion_target(inv), copy.target, true));
     for (int k = 0; k < f->K; k++) {
-        NRI_TRY(move(v, nri_inversion_noise(inv, k), copy.noises[k], true));
+        NRI_TRY(toy_move(v, nri_inversion_noise(inv, k), copy.noises[k], true));
     }
     for (int i = 0;; i++) {
         NRI_TRY(nri_inversion_next(inv, &request, &done));

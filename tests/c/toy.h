@@ -17,6 +17,9 @@ void toy_normals(uint64_t *seed, int n, float *x);
 /* float32 host tensor [batch, elements]; `shape` is filled in and must live as long as the tensor. */
 nri_tensor toy_tensor(void *data, nri_dtype dtype, int64_t shape[2], int64_t batch, int64_t elements);
 
+/* Between a slot and rows of TOY_D numbers, of which the first v->elements count. */
+nri_status toy_move(nri_space *v, int slot, float (*x)[TOY_D], bool load);
+
 /* The arguments of nri_sampler_create. */
 typedef struct {
     int E, K;
