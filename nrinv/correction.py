@@ -7,7 +7,7 @@ import torch
 from diffusers.utils import BaseOutput
 
 from ._C import Correction
-from .driver import Driver, check_pipeline, check_prompts
+from .driver import Driver, check_pipeline, check_prompts, check_whole
 from .host import reads_index, slices
 from .latents import decode, encode_pixels, has_autoencoder, is_latents, psnr, read_images
 from .scheduler import ORDERS, InverseScheduler
@@ -146,14 +146,12 @@ def round_trip_error(pipe, latents, height, width):
 def check_correction(pipe, strength, rounds, radius, noise, seed, order="auto"):
     if not 0 < strength <= 1:
         raise ValueError(f"strength must be above 0 and at most 1, got {strength!r}")
-    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
-        raise ValueError(f"rounds must be a whole number of at least 1, got {rounds!r}")
+    check_whole("rounds", rounds, 1)
+    check_whole("seed", seed, 0)
     if radius is not None and not (radius >= 0 and np.isfinite(radius)):
         raise ValueError(f"radius must be None or a finite number of at least 0, got {radius!r}")
     if noise not in NOISES:
         raise ValueError(f"noise must be one of {', '.join(NOISES)}, got {noise!r}")
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"seed must be a whole number of at least 0, got {seed!r}")
     if order not in ORDERS:
         raise ValueError(f"order must be one of {', '.join(ORDERS)}, got {order!r}")
     if slices(pipe):

@@ -19,6 +19,11 @@ _REFUSED = {
 }
 
 
+def check_whole(name, value, least):
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+
+
 def check_pipeline(pipe):
     """Refuse pipelines whose loop is known to be no sampler of its scheduler alone."""
     name, known = type(pipe).__name__, parameters(pipe)

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from .correction import Correcting, check_correction, run_correction
-from .driver import Driver, check_pipeline, check_prompt, check_prompts, per_sample, stock_scheduler
+from .driver import Driver, check_pipeline, check_prompt, check_prompts, check_whole, per_sample, stock_scheduler
 from .host import guides_each_step, parameters, reads_index, slices, swapped_scheduler
 from .inversion import InversionOutput, concatenate
 from .latents import encode_pixels, is_latents, mask_like, read_images
@@ -41,12 +41,11 @@ def _check_options(pipe, strength, num_inference_steps, seed, order, batch_size,
         raise ValueError(f"strength must be above 0 and at most 1, got {strength!r}")
     if num_inference_steps is not None and num_inference_steps < 1:
         raise ValueError(f"num_inference_steps must be at least 1, got {num_inference_steps!r}")
-    if not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"seed must be a whole number of at least 0, got {seed!r}")
+    check_whole("seed", seed, 0)
     if order not in ORDERS:
         raise ValueError(f"order must be one of {', '.join(ORDERS)}, got {order!r}")
-    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
-        raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size!r}")
+    if batch_size is not None:
+        check_whole("batch_size", batch_size, 1)
     if "latents" in pipe_kwargs:
         raise ValueError("latents: what is to be inverted is given as `image`, which may hold latents")
     check_pipeline(pipe)

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from diffusers.utils import BaseOutput
 
+from .driver import check_whole
 from .host import RandomState, gradients
 from .inversion import InversionOutput
 from .latents import draw_pixels, has_autoencoder
@@ -107,16 +108,13 @@ def rare(
 
 
 def _check(num, spread, refine_seeds, rate, seed, scorer):
-    if isinstance(num, bool) or not isinstance(num, int) or num < 1:
-        raise ValueError(f"num must be a whole number of at least 1, got {num!r}")
+    check_whole("num", num, 1)
     if not 0 <= spread <= 1:
         raise ValueError(f"spread must be in 0..1, got {spread!r}")
-    if isinstance(refine_seeds, bool) or not isinstance(refine_seeds, int) or refine_seeds < 0:
-        raise ValueError(f"refine_seeds must be a whole number of at least 0, got {refine_seeds!r}")
+    check_whole("refine_seeds", refine_seeds, 0)
     if not rate > 0 or not np.isfinite(rate):
         raise ValueError(f"rate must be a finite number above 0, got {rate!r}")
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"seed must be a whole number of at least 0, got {seed!r}")
+    check_whole("seed", seed, 0)
     if refine_seeds and scorer is False:
         raise ValueError("scorer must be given where refine_seeds is above 0")
     if scorer not in (None, False) and not callable(getattr(scorer, "image_features", None)):
