@@ -37,8 +37,9 @@ def run(correction, network):
 
 
 def test_what_is_not_the_models_own_goes_away():
-    """Data have little variance in most directions: what is put there is no image, and is what a correction takes away."""
+    """Half of the directions have next to no variance in the data: what an image has there, a correction takes away."""
     network, sampler = Mixture(dimension=256), tail()
+    network.variance[128:] = 1e-4
     rng = np.random.default_rng(0)
     image = network.means[:4] + rng.standard_normal((4, 256)) * np.sqrt(network.variance)
     dirt = np.zeros((4, 256))
@@ -47,9 +48,9 @@ def test_what_is_not_the_models_own_goes_away():
     draws = [rng.standard_normal((4, 256)).astype(np.float32) for _ in range(3)]
     found = run(nrinv.Correction(sampler, target, draws=draws, rounds=3), network)
     before, after = (np.linalg.norm(x[:, 128:] - image[:, 128:], axis=1) for x in (target, found.latents))
-    assert (after < 0.3 * before).all()
+    assert (after < 0.2 * before).all()
     kept = np.linalg.norm(found.latents[:, :16] - image[:, :16], axis=1) / np.linalg.norm(image[:, :16], axis=1)
-    assert (kept < 0.1).all() and not found.held.any() and not found.failed.any()
+    assert (kept < 0.2).all() and not found.held.any() and not found.failed.any()
     assert found.evaluations == 3 * len(sampler)
 
 
@@ -111,10 +112,11 @@ def test_out_of_order():
     correction = nrinv.Correction(tail(), np.ones((1, 8), np.float32))
     with pytest.raises(RuntimeError, match="not finished"):
         correction.result()
-    with pytest.raises(RuntimeError, match="feed needs a request"):
-        correction.feed(np.ones((1, 8), np.float32))
     first, again = correction.next(), correction.next()
     assert first.index == again.index and np.array_equal(first.sample, again.sample)
+    correction.feed(np.ones((1, 8), np.float32))
+    with pytest.raises(RuntimeError, match="feed needs a request"):
+        correction.feed(np.ones((1, 8), np.float32))
 
 
 # ------------------------------------------------------------------------------------------------------------- pipelines
