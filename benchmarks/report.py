@@ -1,4 +1,4 @@
-"""Writes docs/benchmarks.md and the table in README.md from the results, so that no number is typed.
+"""Writes docs/benchmarks.md, docs/applications.md and the table in README.md from the results, so that no number is typed.
 
 python benchmarks/report.py            # after the benchmarks
 python benchmarks/report.py --check    # exit with 1 if a page does not show the committed results
@@ -60,6 +60,43 @@ log10 of the root mean square residual of one step on the closed-form denoiser a
 started from the same point. Contractive: an ideal denoiser; expansive: with directions to which it over-reacts.
 `--check` holds that no method is ahead of `nrinv auto` by more than 0.1 decade on a contractive problem at 2, 3, 4, 6
 or 8 evaluations, and that none converges where it does not.
+"""
+
+
+APPLICATIONS = """# Applications, measured
+
+Made by `benchmarks/report.py` from the JSON files in `benchmarks/results`. Everything on the embedded models
+([models.md](models.md)); intervals are half of 95 % by bootstrap.
+"""
+PATHS = """
+## Paths between noises (`python benchmarks/interpolate.py`)
+
+52 points between two noises. Length: of their chain in NAO's metric -log chi_D(|z|) |dz|, each chord integrated at 100
+points; exact: that of the geodesic itself. Unevenness: the longest chord over the mean. nao adam: our re-implementation
+of the published optimisation, 10,000 iterations at most. Inverted: both ends at 1.08 times the norm of noise, as
+few-step inversions leave them; inside: 0.9 and 0.95; across: 0.92 and 1.1.
+"""
+IMAGES = """
+### What is drawn on them
+
+{pairs} pairs of images the student has never seen, inverted at 8 evaluations a step, nine images from one to the other.
+Of the seven in between: Frechet distance of the scorer's features to real images (lower is better), agreement with the
+two captions (mixed as the prompts are), largest step in the scorer's features over the mean step (1 would be even),
+and sharpness (mean gradient: what is washed out has little).
+"""
+RARE = """
+## Rare objects (`python benchmarks/rare.py`)
+
+`heldout_concept`: concepts that the student has never seen, three references each; `rare`: those it has seen least, two
+withheld references each. Eight drawings each; accuracy: how often the scorer names the concept, among 100.
+"""
+CORRECTION = """
+## The prompt-aware correction (`python benchmarks/correction.py`)
+
+The base model, 20 steps of DDIM, {images} images a row. PSNR in dB of the redraw to the image and to what was inverted
+(the decoding of the encoded, or of the corrected latents); cost: what the corrected image has lost against the image
+before anything is inverted; kurtosis z: of the noise, in standard errors from natural; edit: drawn with the caption of
+another style, cosine of the scorer's features to it, and SSIM to the source.
 """
 
 
@@ -170,6 +207,78 @@ def residuals(row, shown):
     return " / ".join("-" if values[nfe] is None else f"{values[nfe]:.1f}" for nfe in shown)
 
 
+def with_interval(row, name, digits):
+    return f"{row[name]:.{digits}f} +- {row[f'{name}_interval']:.{digits}f}"
+
+
+def paths_page(report):
+    rows = [row for row in report["rows"] if row["part"] == "paths"]
+    text, groups = PATHS, {}
+    for row in rows:
+        groups.setdefault((row["size"], row["ends"]), []).append(row)
+    lines = []
+    for (size, where), own in groups.items():
+        adam = next(row for row in own if row["method"] == "nao adam")
+        for i, row in enumerate(own):
+            faster = f"{adam['seconds'] / row['seconds']:,.0f}" if row["method"] == "geodesic" else ""
+            head = [f"{size:,}", where, f"{row['exact']:,.1f}"] if i == 0 else ["", "", ""]
+            figures = [f"{row['length']:,.1f}", f"{row['unevenness']:.2f}", f"{row['seconds']:.3g}", faster]
+            lines.append([*head, row["method"], *figures])
+    header = ["elements", "ends", "exact", "method", "length", "unevenness", "seconds", "times as fast as adam"]
+    text += "\n" + table(header, lines)
+    drawn = [row for row in report["rows"] if row["part"] == "images"]
+    text += IMAGES.format(pairs=drawn[0]["pairs"]) + "\n"
+    figures = {"frechet": 4, "agreement": 3, "unevenness": 2, "sharpness": 4}
+    text += table(
+        ["method", "Frechet distance", "agreement", "unevenness", "sharpness"],
+        [[row["method"], *(with_interval(row, name, digits) for name, digits in figures.items())] for row in drawn],
+    )
+    return text + "\n![Images between images](../benchmarks/results/interpolate.png)\n"
+
+
+def rare_page(report):
+    text = RARE
+    for split in dict.fromkeys(row["split"] for row in report["rows"]):
+        own = [row for row in report["rows"] if row["split"] == split]
+        lines = [
+            [
+                row["method"],
+                f"{100 * row['accuracy']:.0f} % +- {100 * row['accuracy_interval']:.0f}",
+                *(f"{row[name]:.2f}" for name in ("similarity", "novelty", "diversity")),
+            ]
+            for row in own
+        ]
+        text += f"\n### {split}: {own[0]['concepts']} concepts\n\n"
+        text += table(["method", "accuracy", "similarity", "novelty", "diversity"], lines)
+    return text + "\n![References, random seeds, centroid, rare](../benchmarks/results/rare.png)\n"
+
+
+def correction_page(report):
+    rows = report["rows"]
+    text = CORRECTION.format(images=rows[0]["images"])
+    for source in dict.fromkeys(row["source"] for row in rows):
+        lines, last = [], None
+        for row in (row for row in rows if row["source"] == source):
+            guidance = f"{row['guidance']:g}" if row["guidance"] != last else ""
+            last = row["guidance"]
+            lines.append(
+                [
+                    guidance,
+                    row["correction"],
+                    with_interval(row, "psnr_image", 1),
+                    f"{row['psnr_target']:.1f}",
+                    f"{row['cost']:.2f}",
+                    f"{row['norm']:.3f}",
+                    f"{row['kurtosis_z']:.1f}",
+                    with_interval(row, "edit_agreement", 3),
+                    f"{row['edit_ssim']:.3f}",
+                ]
+            )
+        header = ["guidance", "correction", "PSNR to image", "to target", "cost", "norm", "kurtosis z", "edit", "edit SSIM"]
+        text += f"\n### {source[0].upper()}{source[1:]}\n\n" + table(header, lines)
+    return text + "\n![PSNR to the image against guidance](../benchmarks/results/correction.png)\n"
+
+
 def machines(reports):
     lines = [[name, f"`{report['command']}`", described(report["machine"])] for name, report in reports.items()]
     return "\n## Made by\n\n" + table(["results", "command", "machine"], lines)
@@ -215,9 +324,13 @@ def pages():
         + solver_page(reports["solver"])
         + machines(reports)
     )
+    parts = {"interpolate": paths_page, "rare": rare_page, "correction": correction_page}
+    applied = {name: load(name) for name in parts if (RESULTS / f"{name}.json").exists()}
+    applications = APPLICATIONS + "".join(parts[name](report) for name, report in applied.items()) + machines(applied)
     readme = ROOT / "README.md"
     return {
         ROOT / "docs" / "benchmarks.md": page,
+        ROOT / "docs" / "applications.md": applications,
         readme: replace_block(readme.read_text(), readme_table(reports["pipelines"])),
     }
 
