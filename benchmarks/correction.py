@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from interpolate import bootstrap, pixels
 from matplotlib.figure import Figure
-from pipelines import write
+from pipelines import spread, write
 from skimage.metrics import structural_similarity
 
 import nrinv
@@ -85,9 +85,9 @@ def run(pipe, scorer, images, captions, guidance, options):
 
 
 def sources(pipe, count):
-    records = nrinv.demo_images("heldout_pair")[:count]
+    records = spread(nrinv.demo_images("heldout_pair"), count)
     real = torch.stack([pixels(one.image) for one in records]), [one.caption for one in records]
-    captions = [one.caption for one in nrinv.demo_images("train")][-count:]
+    captions = [one.caption for one in nrinv.demo_images("train")[-count:]]
     yield "real images", lambda guidance: real
     for_guidance = {}
 

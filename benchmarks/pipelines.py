@@ -58,7 +58,7 @@ FEW_IMAGES = {"heldout_pair": 8, "heldout_concept": 4}
 PRIORS = (0.0, 0.03, 0.1, 0.3, 1.0)
 BUDGETS = (8, 12, 20)
 CHECKED = ("turbo Euler 4", "base Euler 4")
-STYLES = ("noto style", "fluent style")
+STYLES = ("noto style", "flat style")
 QUICK = ("naive", "fixed point x2", "AIDI Anderson x2", "AIDI Anderson x5", "nrinv x2", "nrinv x4", "nrinv absorb x4")
 QUICK = (*QUICK, "nrinv (default)")
 
@@ -299,9 +299,14 @@ def measure(work, quick):
 
 def demo_work(case, quick):
     counts = MANY if case.steps <= FEW_STEPS and not quick else FEW_IMAGES
-    records = [one for split, count in counts.items() for one in nrinv.demo_images(split)[:count]]
+    records = [one for split, count in counts.items() for one in spread(nrinv.demo_images(split), count)]
     captions, splits = [one.caption for one in records], np.array([one.split for one in records])
     return Work(case, nrinv.demo_pipeline(case.model), captions, splits, to_pixels([one.image for one in records]))
+
+
+def spread(records, count):
+    """`count` of the records, of all styles: they are ordered by them."""
+    return records[:: len(records) // count][:count]
 
 
 def to_pixels(images):

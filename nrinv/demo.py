@@ -9,13 +9,11 @@ from rich.progress import Progress
 from rich.table import Table
 
 from .latents import decode, encode, psnr, read_images
-from .models import demo_images, demo_pipeline
+from .models import CALLS, SIZE, demo_images, demo_pipeline
 from .pipeline import generate, invert
 from .plots import sheet
 
 IMAGE, EDIT = "owl_noto", "dog face, noto style"
-SETTINGS = {"turbo": (4, 1.0), "base": (20, 1.0)}  # steps, guidance scale
-SIZE = 64
 NAIVE = {"solver": "fixed_point", "max_nfe": 1, "predictor": False, "refine": 0}
 
 
@@ -57,8 +55,10 @@ def run(model, *, image, prompt, edit, steps, out, console):
     """Run the demo, print its tables, and write `sheet.png` and `residuals.png` into the folder `out`."""
     image, prompt = _choose(image, prompt)
     edit = edit or EDIT
-    default_steps, guidance = SETTINGS[model]
-    steps = default_steps if steps is None else steps
+    sampler = dict(CALLS[model])
+    if steps is not None:
+        sampler["num_inference_steps"] = steps
+    steps, guidance = sampler.values()
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
 
@@ -75,7 +75,6 @@ def run(model, *, image, prompt, edit, steps, out, console):
         pipe = demo_pipeline(model)
         if model == "base":
             pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
-        sampler = {"num_inference_steps": steps, "guidance_scale": guidance}
         target = _pixels(pipe, image)
         round_trip = decode(pipe, encode(pipe, image, height=SIZE, width=SIZE))
 

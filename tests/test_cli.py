@@ -43,7 +43,7 @@ def test_invert_then_generate(tmp_path):
     )
     assert done.returncode == 0, done.stderr + done.stdout
     assert "network evaluations" in done.stdout and "error" in done.stdout
-    for extra, name in (([], "same.png"), (["--prompt", "red heart, noto style"], "edit.png")):
+    for extra, name in (([], "same.png"), (["--prompt", "pink heart, noto style"], "edit.png")):
         done = run("generate", tmp_path / "x.safetensors", "--model", "turbo", "-o", tmp_path / name, *extra)
         assert done.returncode == 0, done.stderr + done.stdout
         with Image.open(tmp_path / name) as picture:
@@ -74,11 +74,11 @@ def invoke(*args):
 
 
 def test_edit(files, tmp_path):
-    done = invoke("edit", files / "a.png", "--prompt", "owl", "--to", "red heart, noto style", "-o", tmp_path / "edit.png")
+    done = invoke("edit", files / "a.png", "--prompt", "owl", "--to", "pink heart, noto style", "-o", tmp_path / "edit.png")
     assert done.exit_code == 0, done.output
-    assert "'owl' to 'red heart, noto style', 16 network evaluations" in " ".join(done.output.split())
+    assert "'owl' to 'pink heart, noto style', 16 network evaluations" in " ".join(done.output.split())
     masked = invoke(
-        "edit", files / "a.png", "--prompt", "owl", "--to", "red heart, noto style", "-o", tmp_path / "masked.png",
+        "edit", files / "a.png", "--prompt", "owl", "--to", "pink heart, noto style", "-o", tmp_path / "masked.png",
         "--mask", files / "mask.png", "--edit-strength", 0.5, "--edit-guidance", 1.5, "--max-nfe", 2,
     )  # fmt: skip
     assert masked.exit_code == 0, masked.output

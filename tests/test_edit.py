@@ -33,7 +33,7 @@ def test_a_part_of_the_steps_with_the_same_prompt_is_the_same_image(base, held_o
 def test_less_edit_strength_keeps_more_of_the_image(base, held_out):
     inv = inverted(base, held_out)
     z = nrinv.encode(base, held_out[0][:2])
-    to = ["red heart, noto style", "pizza, noto style"]
+    to = ["pink heart, noto style", "pizza, noto style"]
     gaps, calls = [], []
     hook = base.unet.register_forward_hook(lambda *args: calls.append(1))
     for strength in (0.125, 0.5, 1.0):

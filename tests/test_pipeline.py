@@ -1,6 +1,7 @@
 """invert and generate with the embedded models: accuracy, and that nothing of the user's is changed."""
 
 import copy
+from collections import Counter
 
 import diffusers
 import numpy as np
@@ -30,8 +31,8 @@ def pixels(output):
 # ---------------------------------------------------------------------------------------------------------- known noise
 
 
-DDIM = ("DDIMScheduler", {}, {"max_nfe": 40}, ["star, noto style", "grinning face, noto style"])
-DPM = ("DPMSolverMultistepScheduler", {"final_sigmas_type": "sigma_min"}, {"refine": 25}, ["star, noto style"])
+DDIM = ("DDIMScheduler", {}, {"max_nfe": 40}, ["yellow heart, noto style", "grinning face, noto style"])
+DPM = ("DPMSolverMultistepScheduler", {"final_sigmas_type": "sigma_min"}, {"refine": 25}, ["yellow heart, noto style"])
 
 
 def distance(a, b):
@@ -74,9 +75,9 @@ def test_a_plain_call_of_the_pipeline_draws_the_image_again(base, name, config):
     with_scheduler(base, name, **config)
     noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
     call = {"num_inference_steps": 10, "guidance_scale": 1.0}
-    drawn = base("star, noto style", latents=noise, output_type="latent", **call).images
-    inv = nrinv.invert(base, drawn, "star, noto style", refine=12, max_nfe=2, tol=1e-5, **call)
-    again = base("star, noto style", latents=inv.latents, output_type="latent", **inv.call).images
+    drawn = base("yellow heart, noto style", latents=noise, output_type="latent", **call).images
+    inv = nrinv.invert(base, drawn, "yellow heart, noto style", refine=12, max_nfe=2, tol=1e-5, **call)
+    again = base("yellow heart, noto style", latents=inv.latents, output_type="latent", **inv.call).images
     assert (again - drawn).norm() / drawn.norm() < 1e-4
 
 
@@ -135,7 +136,7 @@ def test_another_prompt_edits(turbo, held_out):
     images, captions, _ = held_out
     inv = nrinv.invert(turbo, images[0], captions[0], num_inference_steps=4, guidance_scale=1.0)
     same = pixels(nrinv.generate(turbo, inv, output_type="pt"))
-    edited = pixels(nrinv.generate(turbo, inv, "red heart, noto style", output_type="pt"))
+    edited = pixels(nrinv.generate(turbo, inv, "pink heart, noto style", output_type="pt"))
     assert psnr(same, edited)[0] < 20
 
 
@@ -164,7 +165,7 @@ def test_stochastic_schedulers_record_their_noise(turbo):
     with_scheduler(turbo, "EulerAncestralDiscreteScheduler")
     call = {"num_inference_steps": 8, "guidance_scale": 1.0}
     noise = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(3))
-    prompts = ["red heart, noto style", "sun, noto style"]
+    prompts = ["pink heart, noto style", "green heart, noto style"]
 
     def generators():
         return [torch.Generator().manual_seed(seed) for seed in (7, 8)]
@@ -464,10 +465,14 @@ def test_ddim_with_eta_is_inverted_with_its_noise(base, held_out):
     assert torch.allclose(nrinv.generate(base, inv, output_type="latent").images, drawn, atol=1e-5)
 
 
-def test_the_demo_data(held_out):
-    assert len(held_out[0]) == 30
-    assert {one.split for one in nrinv.demo_images(None)} == {"heldout_pair", "heldout_concept", "train"}
-    assert all(isinstance(one.image, Image.Image) and one.image.size == (64, 64) for one in nrinv.demo_images(None))
+def test_the_demo_data():
+    everything = nrinv.demo_images(None)
+    counts = {"heldout_pair": 84, "heldout_concept": 60, "rare": 48, "ood_style": 32, "ood_photo": 30, "train": 48}
+    assert Counter(one.split for one in everything) == counts
+    assert all(isinstance(one.image, Image.Image) and one.image.size == (64, 64) for one in everything)
+    assert len({one.name for one in everything}) == len({one.image.tobytes() for one in everything}) == len(everything)
+    owl = next(one for one in everything if one.name == "owl_noto")
+    assert (owl.caption, owl.split, owl.licence) == ("owl, noto style", "heldout_pair", "Apache-2.0")
     with pytest.raises(ValueError, match="split must be one of"):
         nrinv.demo_images("validation")
     with pytest.raises(ValueError, match="kind must be one of turbo, base, got 'huge'"):

@@ -18,8 +18,8 @@ from loop import WORK, Plan, train
 from train_base import SHOWN, tokens
 
 TEACHER_STEPS, STUDENT_STEPS, GUIDANCE = 12, 4, 3.0
-TRAJECTORIES, BATCH = 4096, 64
-PLAN = Plan("turbo", steps=1000, batch=64, muon_rate=0.004, adam_rate=4e-4, average=0.99, warmup=20)
+TRAJECTORIES, BATCH = 3072, 64
+PLAN = Plan("turbo", steps=800, batch=64, muon_rate=0.004, adam_rate=4e-4, average=0.99, warmup=20)
 ALPHAS = DDIMScheduler(**NOISE_SCHEDULE).alphas_cumprod
 # Timesteps of the teacher, 999 to 82; the student visits every third.
 TIMESTEPS = [round(1000 - k * 1000 / TEACHER_STEPS) - 1 for k in range(TEACHER_STEPS)]

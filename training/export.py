@@ -50,7 +50,7 @@ def shown(split, count):
 def export_images(folder):
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    kept = ("concept", "name", "style", "caption", "split", "licence")
+    kept = ("concept", "style", "caption", "split", "licence")
     lines = []
     for split, count in SHIPPED.items():
         records, pixels = shown(split, count)

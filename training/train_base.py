@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 WIDTH, TOKENS, MERGES = 192, 16, 1500
-PLAN = Plan("base", steps=2600, batch=64, muon_rate=0.01, adam_rate=2e-3, average=0.998, warmup=100)
+PLAN = Plan("base", steps=3200, batch=64, muon_rate=0.01, adam_rate=2e-3, average=0.998, warmup=100)
 EMPTY, STYLELESS = 0.1, 0.1
 SHIFTS = [(down, right) for down in (-2, 0, 2) for right in (-2, 0, 2)]
 SHOWN = [f"{name}, {style} style" for name in ("pizza", "dog face", "red heart", "rocket") for style in ("noto", "flat")]

@@ -23,7 +23,7 @@ from transformers import (
     VisionTextDualEncoderModel,
 )
 
-PLAN = Plan("scorer", steps=1800, batch=160, muon_rate=0.01, adam_rate=1e-3, average=0.998, warmup=100, evaluate=250)
+PLAN = Plan("scorer", steps=1500, batch=160, muon_rate=0.01, adam_rate=1e-3, average=0.998, warmup=100, evaluate=250)
 STYLELESS = 0.25
 
 

@@ -1,7 +1,9 @@
-"""The embedded models: two small text-to-image latent diffusion models of the project's own, and held-out images.
+"""The embedded models: two small text-to-image latent diffusion models of the project's own, a judge of what they draw, and
+images.
 
 `base/` is a 64x64 model (epsilon prediction, 20-50 steps, guidance 3), `turbo/` its few-step student (4 trailing steps, no
-guidance).  They share all parts but the UNet.  Every test, demo and benchmark figure of the project comes from them.
+guidance).  They share all parts but the UNet.  `scorer/` is a contrastive image-text model.  Every test, demo and benchmark
+figure of the project comes from them.
 """
 
 import json
@@ -21,13 +23,18 @@ SIZE = 64  # pixels of an image's side
 
 
 class DemoImage(NamedTuple):
-    """A held-out icon: `image` 64x64 RGB, its `caption`, `split`, `name` and `licence`."""
+    """A picture: `image` 64x64 RGB, its `caption`, the `concept` it shows, its `style`, `split` and `licence`."""
 
     image: Image.Image
     caption: str
+    concept: str
+    style: str
     split: str
-    name: str
     licence: str
+
+    @property
+    def name(self):
+        return f"{self.concept}_{self.style}"
 
 
 def demo_pipeline(kind="turbo", *, torch_dtype=None):
@@ -66,26 +73,25 @@ def demo_pipeline(kind="turbo", *, torch_dtype=None):
 def demo_images(split="heldout_pair"):
     """The embedded images of a split, as a list of `DemoImage`; None for all.
 
-    "heldout_pair": the model knows the concept and the style but has not seen this image.  "heldout_concept": it has never
-    seen the concept.  "train": it has seen the image.  Raises ValueError for another split.
+    "heldout_pair": the models know the concept and the style but have not seen this image.  "heldout_concept": they have
+    never seen the concept, in any of three styles.  "rare": they have seen the concept seldom, in another style.
+    "ood_style": a style they do not know; "ood_photo": photographs.  "train": they have learnt from the image.
+
+    Raises ValueError for another split.
     """
     records = json.loads((HERE / "images" / "captions.json").read_text())
-    splits = sorted({record["split"] for record in records})
+    splits = list(dict.fromkeys(record["split"] for record in records))
     if split is not None and split not in splits:
         raise ValueError(f"split must be one of {', '.join(splits)}, or None for all, got {split!r}")
     found = []
-    for record in records:
-        if split in (None, record["split"]):
-            with Image.open(HERE / "images" / record["file"]) as image:
-                found.append(
-                    DemoImage(
-                        image.convert("RGB"),
-                        record["caption"],
-                        record["split"],
-                        Path(record["file"]).stem,
-                        record["licence"],
-                    )
-                )
+    for name in splits if split is None else [split]:
+        with Image.open(HERE / "images" / f"{name}.webp") as file:
+            sheet = file.convert("RGB")
+        columns = sheet.width // SIZE
+        for i, record in enumerate(record for record in records if record["split"] == name):
+            x, y = SIZE * (i % columns), SIZE * (i // columns)
+            fields = {field: record[field] for field in DemoImage._fields if field != "image"}
+            found.append(DemoImage(sheet.crop((x, y, x + SIZE, y + SIZE)), **fields))
     return found
 
 
