@@ -80,32 +80,24 @@ def sdedit(pipe, prompt, references, strength, seed):
     return other([prompt] * DRAWINGS, image=images, strength=strength, generator=generators, output_type="pt", **CALL).images
 
 
-def with_rare(pipe, prompt, references, scorer, seed, **options):
-    images, captions = [one.image for one in references], [one.caption for one in references]
-    out = nrinv.rare(
-        pipe, images, prompt, DRAWINGS, reference_prompt=captions, scorer=scorer, seed=seed, output_type="pt",
-        invert_options={"max_nfe": 8}, **options, **CALL,
-    )  # fmt: skip
-    return out.images.float()
+def methods(pipe, prompt, references, inverted, scorer, seed):
+    def rare(scorer=False, **options):
+        options = {"scorer": scorer, "seed": seed, "output_type": "pt", **options}
+        return nrinv.rare(pipe, inverted, prompt, DRAWINGS, **options, **CALL).images.float()
 
-
-def methods(pipe, prompt, references, scorer, seed):
     yield "random", lambda: draw_random(pipe, prompt, seed)
     for strength in (0.5, 0.75):
         yield f"sdedit {strength}", lambda s=strength: sdedit(pipe, prompt, references, s, seed).float()
-    yield "centroid", lambda: centroid(pipe, prompt, references)
+    yield "centroid", lambda: centroid(pipe, prompt, inverted)
     for spread in (0.2, 0.4, 0.6):
-        yield f"rare {spread}", lambda s=spread: with_rare(pipe, prompt, references, False, seed, spread=s)
-    yield "refined", lambda: with_rare(pipe, prompt, references, scorer, seed, spread=1.0, refine_seeds=STEPS, rate=RATE)
-    yield (
-        "rare refined",
-        lambda: with_rare(pipe, prompt, references, scorer, seed, spread=0.4, refine_seeds=STEPS, rate=RATE),
-    )
+        yield f"rare {spread}", lambda s=spread: rare(spread=s)
+    refine = {"scorer": scorer, "refine_seeds": STEPS, "rate": RATE}
+    yield "refined", lambda: rare(spread=1.0, **refine)
+    yield "rare refined", lambda: rare(spread=0.4, **refine)
 
 
-def centroid(pipe, prompt, references):
-    inv = nrinv.invert(pipe, [one.image for one in references], [one.caption for one in references], max_nfe=8, **CALL)
-    middle = nrinv.centroid(inv)
+def centroid(pipe, prompt, inverted):
+    middle = nrinv.centroid(inverted)
     return pipe(prompt, latents=middle, output_type="pt", **CALL).images.float().repeat(2, 1, 1, 1)
 
 
@@ -124,8 +116,10 @@ def measure(quick):
         figures = {}
         for name, references in found.items():
             prompt, known = f"{name}, {STYLE} style", torch.stack([pixels(one.image) for one in references])
+            images, captions = [one.image for one in references], [one.caption for one in references]
+            inverted = nrinv.invert(pipe, images, captions, max_nfe=8, **CALL)
             for seed in SEEDS[:1] if quick else SEEDS:
-                for method, run in methods(pipe, prompt, references, scorer, seed):
+                for method, run in methods(pipe, prompt, references, inverted, scorer, seed):
                     if seed > 0 and method in ("refined", "rare refined", "centroid"):
                         continue  # they take most of the time, or draw the same again
                     drawings = run()

@@ -57,7 +57,8 @@ def rare(
     that all of the region between them is reached), goes the part `spread` of the geodesic towards fresh noise, and is drawn
     by the stock pipeline: Samuel et al., NAO (arXiv 2306.08687), on inverted real images as in arXiv 2312.12540.
 
-    pipe: a pipeline with an embedded or any other model.  images: at least two references, as `invert` takes them.
+    pipe: a pipeline with an embedded or any other model.  images: at least two references, as `invert` takes them, or their
+    inversion (`RareOutput.references`, to try other options without inverting again).
     prompt: what is drawn.  reference_prompt: what the references show, one prompt or one each; default: `prompt`.
     num: how many drawings, at least 1.  spread: 0 stays between the references, 1 is fresh noise.
     refine_seeds: gradient steps through the sampler for each seed, of AdamW at `rate`, on SeedSelect's loss (arXiv
@@ -77,7 +78,11 @@ def rare(
     scorer = scorer or None
     if isinstance(images, (list, tuple)) and len(images) < 2:
         raise ValueError(f"images must hold at least 2 references, got {len(images)}")
-    references = invert(pipe, images, reference_prompt or prompt, seed=seed, **{**pipe_kwargs, **(invert_options or {})})
+    if isinstance(images, InversionOutput):
+        references = images
+    else:
+        options = {**pipe_kwargs, **(invert_options or {})}
+        references = invert(pipe, images, reference_prompt or prompt, seed=seed, **options)
     if len(references.latents) < 2:
         raise ValueError(f"images must hold at least 2 references, got {len(references.latents)}")
     latents = _seeds(references.latents, num, spread, seed)

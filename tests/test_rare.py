@@ -45,7 +45,7 @@ def test_drawings_and_what_is_said_of_them(turbo, scorer, references):
     assert (norms - 1).abs().max() < 0.1
     again = nrinv.rare(turbo, images, captions[0], 4, reference_prompt=captions, scorer=scorer, **CALL)
     assert torch.equal(out.latents, again.latents)
-    other = nrinv.rare(turbo, images, captions[0], 4, reference_prompt=captions, scorer=scorer, seed=1, **CALL)
+    other = nrinv.rare(turbo, out.references, captions[0], 4, scorer=scorer, seed=1, **CALL)
     assert not torch.allclose(out.latents, other.latents, atol=0.1)
     drawn = turbo(captions[0], latents=out.latents[:1], output_type="pil", **CALL).images[0]
     assert np.abs(np.asarray(drawn, int) - np.asarray(out.images[0], int)).max() <= 1  # a plain call draws it
@@ -53,9 +53,9 @@ def test_drawings_and_what_is_said_of_them(turbo, scorer, references):
 
 def test_spread_leads_from_the_references_to_fresh_noise(turbo, scorer, references):
     images, captions = references
-    similarity, nearness = [], []
+    similarity, nearness, inverted = [], [], nrinv.invert(turbo, images, captions, **CALL)
     for spread in (0.0, 0.5, 1.0):
-        out = nrinv.rare(turbo, images, captions[0], 6, reference_prompt=captions, spread=spread, scorer=scorer, **CALL)
+        out = nrinv.rare(turbo, inverted, captions[0], 6, spread=spread, scorer=scorer, **CALL)
         similarity.append(out.similarity.mean())
         flat, known = out.latents.flatten(1), out.references.latents.flatten(1)
         cosines = torch.nn.functional.cosine_similarity(flat[:, None], known[None], dim=2)
@@ -66,10 +66,9 @@ def test_spread_leads_from_the_references_to_fresh_noise(turbo, scorer, referenc
 
 def test_seeds_are_refined_by_gradients(turbo, scorer, references):
     images, captions = references
+    inverted = nrinv.invert(turbo, images, captions, **CALL)
     plain, refined = (
-        nrinv.rare(
-            turbo, images, captions[0], 2, reference_prompt=captions, spread=1.0, refine_seeds=steps, scorer=scorer, **CALL
-        )
+        nrinv.rare(turbo, inverted, captions[0], 2, spread=1.0, refine_seeds=steps, scorer=scorer, **CALL)
         for steps in (0, 4)
     )
     assert refined.similarity.mean() > plain.similarity.mean()
@@ -112,6 +111,7 @@ def test_a_stochastic_sampler(turbo, references):
         ({"rate": 0}, "rate must be a finite number above 0, got 0"),
         ({"seed": -1}, "seed must be a whole number of at least 0, got -1"),
         ({"scorer": 3}, r"scorer must have image_features\(images\), got int"),
+        ({"images": "inverted"}, "images must hold at least 2 references, got 1"),
         ({"images": "one"}, "images must hold at least 2 references, got 1"),
         ({"images": []}, "images must hold at least 2 references, got 0"),
         ({"images": ["nothing.png", "nowhere.png"]}, "cannot be read as an image"),
@@ -120,6 +120,9 @@ def test_a_stochastic_sampler(turbo, references):
 def test_bad_input(turbo, references, change, message):
     images, captions = references
     given = {"images": images, "num": 2, "scorer": False, **change}
-    given["images"] = images[:1] if given["images"] == "one" else given["images"]
+    if given["images"] == "one":
+        given["images"] = images[:1]
+    if given["images"] == "inverted":
+        given["images"] = nrinv.invert(turbo, images[0], captions[0], max_nfe=1, **CALL)
     with pytest.raises(ValueError, match=message):
         nrinv.rare(turbo, given.pop("images"), captions[0], given.pop("num"), **given, **CALL)
