@@ -33,7 +33,7 @@ import nrinv
 from nrinv.latents import decode, psnr
 
 RESULTS = Path(__file__).parent / "results"
-GUIDANCES, STEPS, COUNT = (1.0, 2.0, 3.0, 6.0), 20, 16
+GUIDANCES, STEPS, COUNT = (1.0, 2.0, 3.0, 6.0), 20, 10
 VARIANTS = {
     "none": None,
     "random, radius 1": {"radius": 1.0},

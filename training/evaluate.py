@@ -1,4 +1,5 @@
-"""What the embedded models can do, measured on the package's files: docs/models.md, its pictures, and the model cards.
+"""What the embedded models can do, measured on the package's files, and what they cost: the tables of docs/models.md, of the
+model cards and of training/README.md, and the pictures of docs/models.md.
 
     python training/evaluate.py [--first FOLDER]          # needs build/model for the images of all splits
 
@@ -8,12 +9,17 @@ training/models.json as they are measured; what is there already is not measured
 
 import argparse
 import json
+import os
 import sys
 import time
 from pathlib import Path
 
+import distill
 import numpy as np
 import torch
+import train_base
+import train_scorer
+import train_vae
 from diffusers import (
     DDIMScheduler,
     EulerAncestralDiscreteScheduler,
@@ -22,16 +28,13 @@ from diffusers import (
     StableDiffusionPipeline,
 )
 from images import load, psnr, save_sheet, unit
+from loop import WORK
 from skimage.metrics import structural_similarity
 
 import nrinv
 
-RESULTS, PAGE, PICTURES, MODELS = (
-    Path("training/models.json"),
-    Path("docs/models.md"),
-    Path("docs/images"),
-    Path("nrinv/models"),
-)
+RESULTS, PICTURES = Path("training/models.json"), Path("docs/images")
+PAGES = [Path("docs/models.md"), Path("training/README.md"), *sorted(Path("nrinv/models").glob("*/README.md"))]
 SPLITS = ("train", "heldout_pair", "heldout_concept", "rare", "ood_style", "ood_photo")
 MOST = 200  # images of a split that are measured
 # Of 100 captions the scorer has to find the right one.
@@ -249,6 +252,26 @@ def spectra(pipe):
     return {str(t): spectrum(pipe, t, images[0], records[0]["caption"]) for t in LEVELS}
 
 
+# ----------------------------------------------------------------------------------------------------------------- costs
+
+
+def costs():
+    """What the training has taken, by its checkpoints."""
+    found = {}
+    for plan in (train_vae.PLAN, train_base.PLAN, distill.PLAN, train_scorer.PLAN):
+        saved = torch.load(WORK / f"{plan.name}.pt", map_location="cpu")
+        found[plan.name] = {
+            "minutes": saved["seconds"] / 60,
+            "steps": saved["step"],
+            "samples": saved["step"] * plan.batch,
+            "parameters": sum(value.numel() for value in saved["average"].values()),
+        }
+    times = sorted(part.stat().st_mtime for part in WORK.glob("trajectories_*.pt"))
+    found["turbo"]["recording minutes"] = (times[-1] - times[0]) / 60 * len(times) / (len(times) - 1)
+    found["machine"] = {"cores": os.cpu_count(), "GPU": torch.cuda.is_available()}
+    return found
+
+
 # ---------------------------------------------------------------------------------------------------------------- report
 
 
@@ -274,7 +297,9 @@ def table(head, rows):
 def fill(page, found):
     """The page with its tables made anew: each stands between <!-- name --> and <!-- end -->."""
     for name, lines in tables(found).items():
-        before, rest = page.split(f"<!-- {name} -->\n", 1)
+        before, mark, rest = page.partition(f"<!-- {name} -->\n")
+        if not mark:
+            continue
         page = "".join([before, f"<!-- {name} -->\n", "\n".join(lines), "\n<!-- end -->", rest.split("<!-- end -->", 1)[1]])
     return page
 
@@ -287,7 +312,28 @@ def tables(found):
     trip, first = found["round trips"]["this"], found["round trips"].get("first")
     both, splits = found["fidelity"], ("train", "heldout_pair")
     names = [name for name in both["train"] if name not in ("captions", "real images")]
+    cost, machine = dict(found["costs"]), found["costs"]["machine"]
+    device = "a GPU" if machine["GPU"] else f"{machine['cores']} CPU cores"
     return {
+        "costs": table(
+            ["stage", "parameters", "steps", "samples", f"minutes on {device}"],
+            [
+                [
+                    f"`{script}.py`",
+                    f"{cost[name]['parameters'] / 1e6:.2f} M",
+                    f"{cost[name]['steps']:,}",
+                    f"{cost[name]['samples']:,}",
+                    f"{cost[name]['minutes']:.0f}"
+                    + (f", and {cost[name]['recording minutes']:.0f} for the trajectories" if name == "turbo" else ""),
+                ]
+                for script, name in (
+                    ("train_vae", "vae"),
+                    ("train_base", "base"),
+                    ("distill", "turbo"),
+                    ("train_scorer", "scorer"),
+                )
+            ],
+        ),
         "round trips": table(
             ["split", "images", "PSNR", "worst", "SSIM", "PSNR, first edition"],
             [
@@ -348,6 +394,7 @@ def measure(first):
             RESULTS.write_text(json.dumps(found, indent=1))
             print(name, "done", flush=True)
 
+    once("costs", costs)
     once("round trips", lambda: {edition: round_trips(kinds["base"]) for edition, kinds in pipes.items()})
     once("smoothness", lambda: {edition: smoothness(kinds["base"]) for edition, kinds in pipes.items()})
     once("losses", lambda: losses(pipes["this"]["base"]))
@@ -367,7 +414,8 @@ def main():
         drawn = draw(pipe, captions_of(records[::3][:SHOWN], "this"), 7, SAMPLERS[kind][0]) * 2 - 1
         save_sheet(PICTURES / f"models_{kind}.png", drawn.split(16), zoom=1)
     plot_spectra(found["spectra"], PICTURES / "models_jacobian.png")
-    PAGE.write_text(fill(PAGE.read_text(), found))
+    for page in PAGES:
+        page.write_text(fill(page.read_text(), found))
 
 
 if __name__ == "__main__":
