@@ -17,7 +17,7 @@ from loop import WORK, Plan, train
 
 CHANNELS = (24, 48, 96)
 NOISE, KL = 0.03, 1e-4
-PLAN = Plan("vae", steps=850, batch=32, muon_rate=0.015, adam_rate=2e-3, average=0.998, evaluate=200)
+PLAN = Plan("vae", steps=1250, batch=32, muon_rate=0.015, adam_rate=2e-3, average=0.998, evaluate=200)
 LEARNT = ("train", "other")
 
 
