@@ -46,7 +46,7 @@ def __getattr__(name):
     try:
         value = getattr(import_module(_LAZY[name], __name__), name)
     except ModuleNotFoundError as error:
-        if error.name and error.name.split(".")[0] in ("diffusers", "transformers", "PIL"):
+        if error.name and error.name.split(".")[0] in ("torch", "diffusers", "transformers", "PIL"):
             raise ImportError(f"nrinv.{name} needs {error.name}: pip install 'nrinv[diffusers]'") from error
         raise
     globals()[name] = value

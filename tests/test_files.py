@@ -37,7 +37,7 @@ def test_everything_comes_back(turbo, inversion, tmp_path):
 
 
 def test_tensors_among_the_call_s_arguments(turbo, held_out, tmp_path):
-    embeds = torch.randn(1, 16, 160, generator=torch.Generator().manual_seed(0))
+    embeds = torch.randn(1, 16, turbo.text_encoder.config.hidden_size, generator=torch.Generator().manual_seed(0))
     inv = nrinv.invert(turbo, held_out[0][0], prompt_embeds=embeds, num_inference_steps=4, guidance_scale=1.0)
     inv.save(tmp_path / "x.safetensors")
     loaded = nrinv.load(tmp_path / "x.safetensors")

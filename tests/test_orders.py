@@ -64,7 +64,7 @@ def test_a_pipeline_of_the_users_that_counts_its_rounds(turbo, held_out, order):
         hook.remove()
         del pipe.unet.__dict__["owner"]
     if order == "auto":
-        assert found.order == "passes" and found.error[0] < 0.05
+        assert found.order == "passes" and found.error[0] < 0.1
     else:
         assert found.error[0] > 0.2
 
@@ -98,7 +98,7 @@ def test_a_callback_that_changes_the_call_is_run_in_passes(base, held_out):
         "callback_on_step_end_tensor_inputs": ["prompt_embeds"],
     }
     found = nrinv.invert(base, images[0], captions[0], verify=True, max_nfe=25, **call)
-    assert found.order == "passes" and found.error[0] < 0.05
+    assert found.order == "passes" and found.error[0] < 0.1
     drawn = base(captions[0], latents=found.latents, output_type="latent", **call).images
     assert distance(drawn, nrinv.encode(base, images[0])) == pytest.approx(found.error[0], rel=0.1)
 

@@ -22,7 +22,7 @@ SEED = 5
 FEW = {"num_inference_steps": 4, "max_nfe": 24, "tol": 2e-5}
 MORE = {"num_inference_steps": 10, "max_nfe": 1, "refine": 20, "tol": 1e-4, "extrapolation": 0.5}
 # Fresh noise in states that hardly contract: fewer steps are solved, but not to the tolerance.
-LONGER = {"sde-dpmsolver 1, karras": 10, "sde-dpmsolver++ 3, karras": 20}
+LONGER = {"sde-dpmsolver 1": 10, "sde-dpmsolver 1, karras": 10, "sde-dpmsolver++ 3, karras": 20}
 # Whole passes of four ancestral steps take many, with a long memory.
 OPTIONS = {"Allegro": {"max_nfe": 150, "depth": 15}}
 # What is refused rightly: a part of what is said.
