@@ -24,9 +24,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
-from interpolate import bootstrap, pixels
+from interpolate import bootstrap
 from matplotlib.figure import Figure
-from pipelines import spread, write
+from pipelines import spread, to_pixels, write
 from skimage.metrics import structural_similarity
 
 import nrinv
@@ -86,7 +86,7 @@ def run(pipe, scorer, images, captions, guidance, options):
 
 def sources(pipe, count):
     records = spread(nrinv.demo_images("heldout_pair"), count)
-    real = torch.stack([pixels(one.image) for one in records]), [one.caption for one in records]
+    real = to_pixels([one.image for one in records]), [one.caption for one in records]
     captions = [one.caption for one in nrinv.demo_images("train")[-count:]]
     yield "real images", lambda guidance: real
     for_guidance = {}

@@ -27,7 +27,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
-from pipelines import write
+from pipelines import to_pixels, write
 
 import nrinv
 
@@ -159,9 +159,7 @@ def images(count):
     inv = nrinv.invert(pipe, [one.image for one in records], [one.caption for one in records], batch_size=16, **call).split()
     pairs = [(inv[i], inv[i + count]) for i in range(count)]
     captions = [(records[i].caption, records[i + count].caption) for i in range(count)]
-    real = torch.stack(
-        [pixels(one.image) for split in ("train", "heldout_concept", "rare") for one in nrinv.demo_images(split)]
-    )
+    real = to_pixels([one.image for split in ("train", "heldout_concept", "rare") for one in nrinv.demo_images(split)])
     known = scorer.image_features(real)
     rows = []
     for method in (*METHODS, "nao adam"):
@@ -200,10 +198,6 @@ def images(count):
         )
         print({k: v for k, v in rows[-1].items() if k != "per_pair"}, flush=True)
     return rows, pipe, pairs
-
-
-def pixels(image):
-    return torch.from_numpy(np.asarray(image).astype(np.float32) / 255).permute(2, 0, 1)
 
 
 def sharpness(x):

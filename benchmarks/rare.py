@@ -30,8 +30,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 from diffusers import StableDiffusionImg2ImgPipeline
-from interpolate import bootstrap, pixels
-from pipelines import write
+from interpolate import bootstrap
+from pipelines import to_pixels, write
 
 import nrinv
 
@@ -109,13 +109,11 @@ def measure(quick):
     judge, rows, shown = Judge(scorer, names), [], {}
     for split, found in splits.items():
         found = dict(list(found.items())[:3]) if quick else found
-        real = [
-            judge.figures(n, torch.stack([pixels(r.image) for r in refs]), torch.stack([pixels(r.image) for r in refs]))
-            for n, refs in found.items()
-        ]
+        pictures = {name: to_pixels([one.image for one in references]) for name, references in found.items()}
+        real = [judge.figures(name, known, known) for name, known in pictures.items()]
         figures = {}
         for name, references in found.items():
-            prompt, known = f"{name}, {STYLE} style", torch.stack([pixels(one.image) for one in references])
+            prompt, known = f"{name}, {STYLE} style", pictures[name]
             images, captions = [one.image for one in references], [one.caption for one in references]
             inverted = nrinv.invert(pipe, images, captions, max_nfe=8, **CALL)
             for seed in SEEDS[:1] if quick else SEEDS:

@@ -58,7 +58,7 @@ def run(model, *, image, prompt, edit, steps, out, console):
     sampler = dict(CALLS[model])
     if steps is not None:
         sampler["num_inference_steps"] = steps
-    steps, guidance = sampler.values()
+    steps, guidance = sampler["num_inference_steps"], sampler["guidance_scale"]
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
 

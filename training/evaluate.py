@@ -294,9 +294,9 @@ def table(head, rows):
     return ["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *("| " + " | ".join(row) + " |" for row in rows)]
 
 
-def fill(page, found):
+def fill(page, made):
     """The page with its tables made anew: each stands between <!-- name --> and <!-- end -->."""
-    for name, lines in tables(found).items():
+    for name, lines in made.items():
         before, mark, rest = page.partition(f"<!-- {name} -->\n")
         if not mark:
             continue
@@ -312,7 +312,7 @@ def tables(found):
     trip, first = found["round trips"]["this"], found["round trips"].get("first")
     both, splits = found["fidelity"], ("train", "heldout_pair")
     names = [name for name in both["train"] if name not in ("captions", "real images")]
-    cost, machine = dict(found["costs"]), found["costs"]["machine"]
+    cost, machine = found["costs"], found["costs"]["machine"]
     device = "a GPU" if machine["GPU"] else f"{machine['cores']} CPU cores"
     return {
         "costs": table(
@@ -414,8 +414,9 @@ def main():
         drawn = draw(pipe, captions_of(records[::3][:SHOWN], "this"), 7, SAMPLERS[kind][0]) * 2 - 1
         save_sheet(PICTURES / f"models_{kind}.png", drawn.split(16), zoom=1)
     plot_spectra(found["spectra"], PICTURES / "models_jacobian.png")
+    made = tables(found)
     for page in PAGES:
-        page.write_text(fill(page.read_text(), found))
+        page.write_text(fill(page.read_text(), made))
 
 
 if __name__ == "__main__":
