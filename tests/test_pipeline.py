@@ -116,8 +116,9 @@ def test_real_images_through_ddim_reach_the_ceiling(base, twelve, guidance):
     inv = nrinv.invert(base, images, captions, num_inference_steps=20, guidance_scale=guidance)
     assert inv.nfe.max() <= 3 * 20
     drawn = pixels(nrinv.generate(base, inv, output_type="pt"))
-    assert mean(psnr(drawn, x)) > mean(psnr(round_trip, x)) - 0.2
-    assert mean(psnr(drawn, round_trip)) >= 45
+    # With guidance 3 one of the twelve is not in the sampler's range.
+    assert mean(psnr(drawn, x)) > mean(psnr(round_trip, x)) - (0.1 if guidance == 1 else 0.2)
+    assert mean(psnr(drawn, round_trip)) >= 50
 
 
 def test_real_images_through_dpm_solver_reach_the_ceiling(base, twelve):
