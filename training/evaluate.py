@@ -258,7 +258,7 @@ def spectra(pipe):
 def costs():
     """What the training has taken, by its checkpoints."""
     found = {}
-    for plan in (train_vae.PLAN, train_base.PLAN, distill.PLAN, train_scorer.PLAN):
+    for plan in (train_vae.PLAN, train_vae.DECODER, train_base.PLAN, distill.PLAN, train_scorer.PLAN):
         saved = torch.load(WORK / f"{plan.name}.pt", map_location="cpu")
         found[plan.name] = {
             "minutes": saved["seconds"] / 60,
@@ -319,7 +319,7 @@ def tables(found):
             ["stage", "parameters", "steps", "samples", f"minutes on {device}"],
             [
                 [
-                    f"`{script}.py`",
+                    f"`{script}.py`" + (", decoder alone" if name == "decoder" else ""),
                     f"{cost[name]['parameters'] / 1e6:.2f} M",
                     f"{cost[name]['steps']:,}",
                     f"{cost[name]['samples']:,}",
@@ -328,6 +328,7 @@ def tables(found):
                 ]
                 for script, name in (
                     ("train_vae", "vae"),
+                    ("train_vae", "decoder"),
                     ("train_base", "base"),
                     ("distill", "turbo"),
                     ("train_scorer", "scorer"),

@@ -121,6 +121,11 @@ def train(plan, build):
     store.unlink(missing_ok=True)
     mp.spawn(_work, (workers, plan, build, str(store.resolve())), nprocs=workers)
     store.unlink(missing_ok=True)
+    return result(plan)
+
+
+def result(plan):
+    """The moving average's state of what `plan` has trained."""
     return torch.load(_checkpoint(plan), map_location="cpu")["average"]
 
 

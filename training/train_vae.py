@@ -4,7 +4,8 @@
 
 Loss: L1, at three scales, and of the differences of neighbours; KL divergence.  The decoder is given latents with noise of
 `NOISE` of their standard deviation, and learns to draw the same image from all latents near by: an autoencoder without it
-packs its images so densely that a small error of an inversion is seen.
+packs its images so densely that a small error of an inversion is seen.  Then the decoder goes on alone: the latents stay
+what they are, and an edition can get a better decoder without new networks.
 """
 
 import sys
@@ -13,11 +14,12 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from images import load, psnr, save_sheet, unit
-from loop import WORK, Plan, train
+from loop import WORK, Plan, result, train
 
 CHANNELS = (24, 48, 96)
 NOISE, KL = 0.03, 1e-4
 PLAN = Plan("vae", steps=1250, batch=32, muon_rate=0.015, adam_rate=2e-3, average=0.998, evaluate=200)
+DECODER = Plan("decoder", steps=500, batch=32, muon_rate=0.01, adam_rate=1e-3, average=0.99, evaluate=100)
 LEARNT = ("train", "other")
 
 
@@ -75,6 +77,16 @@ class Task:
         }
 
 
+class DecoderTask(Task):
+    """What PLAN has trained, the encoder held."""
+
+    def __init__(self, device):
+        super().__init__(device)
+        self.module.load_state_dict(result(PLAN))
+        self.module.encoder.requires_grad_(False)
+        self.module.quant_conv.requires_grad_(False)
+
+
 @torch.no_grad()
 def standardise(vae, pixels):
     """Fold the mean and the relative scale of each latent channel into the two 1x1 convolutions: what the pipeline sees
@@ -92,8 +104,9 @@ def standardise(vae, pixels):
 
 
 def main():
+    train(PLAN, Task)
     vae = build_vae()
-    vae.load_state_dict(train(PLAN, Task))
+    vae.load_state_dict(train(DECODER, DecoderTask))
     vae.eval()
     standardise(vae, load("train")[1])
     vae.save_pretrained(WORK / "vae")
