@@ -75,8 +75,9 @@ PATHS = """
 
 52 points between two noises. Length: of their chain in NAO's metric -log chi_D(|z|) |dz|, each chord integrated at 100
 points; exact: that of the geodesic itself. Unevenness: the longest chord over the mean. nao adam: our re-implementation
-of the published optimisation, 10,000 iterations at most. Inverted: both ends at 1.08 times the norm of noise, as
-few-step inversions leave them; inside: 0.9 and 0.95; across: 0.92 and 1.1.
+of the published optimisation, 10,000 iterations; in brackets the iteration at which its own stopping test would have
+ended it. Inverted: both ends at 1.08 times the norm of noise, as few-step inversions leave them; inside: 0.9 and 0.95;
+across: 0.92 and 1.1.
 """
 IMAGES = """
 ### What is drawn on them
@@ -225,7 +226,8 @@ def paths_page(report):
             faster = f"{adam['seconds'] / row['seconds']:,.0f}" if row["method"] == "geodesic" else ""
             head = [f"{size:,}", where, f"{row['exact']:,.1f}"] if i == 0 else ["", "", ""]
             figures = [f"{row['length']:,.1f}", f"{row['unevenness']:.2f}", f"{row['seconds']:.3g}", faster]
-            lines.append([*head, row["method"], *figures])
+            stopped = f" ({row['stopped']:,})" if row.get("stopped") else ""
+            lines.append([*head, row["method"] + stopped, *figures])
     header = ["elements", "ends", "exact", "method", "length", "unevenness", "seconds", "times as fast as adam"]
     text += "\n" + table(header, lines)
     drawn = [row for row in report["rows"] if row["part"] == "images"]
