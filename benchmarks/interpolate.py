@@ -7,8 +7,8 @@
               scorer's features to real images, agreement with the captions, largest step over the mean step
 
 nao adam: our plain re-implementation of the published optimisation (arXiv 2306.08687): Adam, rate 0.01, from the chord plus
-uniform noise / 100, 10,000 iterations. Its own stopping test (ten changes of the loss in a row below 0.001) is not obeyed, but
-noted: `stopped` is the iteration at which it would have ended, 0 if never.
+uniform noise / 100, 10,000 iterations. Its own stopping test (ten changes of the loss in a row below 0.001) is not obeyed,
+but noted: `stopped` is the iteration at which it would have ended, 0 if never.
 
     python benchmarks/interpolate.py            # writes results/interpolate.json and results/interpolate.png
     python benchmarks/interpolate.py --quick    # small vectors and few pairs
