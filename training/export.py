@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import AutoencoderKL, StableDiffusionPipeline
 from distill import turbo_scheduler
 from images import load
 from loop import WORK
@@ -74,8 +74,10 @@ def export_models():
     for kind in ("base", "turbo", "scorer"):
         for part in (MODELS / kind).glob("*/"):
             shutil.rmtree(part)
-    for name in ("vae", "text_encoder", "unet", "scheduler"):
+    for name in ("text_encoder", "unet", "scheduler"):
         getattr(base, name).save_pretrained(MODELS / "base" / name)
+    # Not the pipeline's copy: the decoder may have been trained further since.
+    AutoencoderKL.from_pretrained(WORK / "vae").half().save_pretrained(MODELS / "base" / "vae")
     export_tokenizer(CLIPTokenizer.from_pretrained(WORK / "tokenizer"), MODELS / "base" / "tokenizer")
     turbo.unet.save_pretrained(MODELS / "turbo" / "unet")
     turbo_scheduler().save_pretrained(MODELS / "turbo" / "scheduler")
