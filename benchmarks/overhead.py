@@ -136,8 +136,9 @@ def contenders(shape):
 
 
 def unet_contender():
-    unet = nrinv.demo_pipeline("turbo").unet.eval()
-    sample, embeds = torch.randn(UNET_SHAPE), torch.randn(1, 16, 160)
+    pipe = nrinv.demo_pipeline("turbo")
+    unet, text = pipe.unet.eval(), pipe.text_encoder.config
+    sample, embeds = torch.randn(UNET_SHAPE), torch.randn(1, text.max_position_embeddings, text.hidden_size)
 
     def evaluate():
         with torch.no_grad():

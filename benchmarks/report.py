@@ -40,8 +40,6 @@ README_FIGURES = ("NFE", "PSNR to round trip", "worst", "PSNR to image", "norm",
 
 PIPELINES = """## Whole inversions (`python benchmarks/pipelines.py`)
 
-Measured on the first edition of the embedded models, of which the present one differs in every part.
-
 Real images the embedded models have never seen, inverted through the stock pipeline and drawn again by it, float32.
 PSNR in dB and SSIM against the VAE's round trip, which is what the sampler is answerable for, and against the image,
 where that round trip itself has the PSNR called ceiling. NFE: network evaluations per image in all, gradient passes
