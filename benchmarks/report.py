@@ -91,10 +91,10 @@ that of the images themselves is {real:.4f}).
 """
 IMAGES_READ = """
 Where the noises are natural (`base`), geodesic, slerp and variance_preserving draw alike within the intervals, and lerp is
-washed out, though pair by pair its drawings agree a little more with the captions. The geodesic goes from its ends straight to the norm of natural noise and stays there. Where an inversion
-has left longer noises (`turbo`), that first step is a large one, and what is drawn then is washed out almost as by
-lerp: slerp and variance_preserving, which keep the norm of the ends, draw more sharply and evenly there, and agree
-less with the captions.
+washed out, though pair by pair its drawings agree a little more with the captions. The geodesic goes from its ends
+straight to the norm of natural noise and stays there. Where an inversion has left longer noises (`turbo`), that first
+step is a large one, and what is drawn then is washed out almost as by lerp: slerp and variance_preserving, which keep
+the norm of the ends, draw more sharply and evenly there, and agree less with the captions.
 """
 RARE = """
 ## Rare objects (`python benchmarks/rare.py`)
