@@ -8,7 +8,7 @@ API; both stay with their owner.  The GIL is released around vector operations.
 
 #include <string.h>
 
-#include "aten.h"
+#include "vec.h"
 
 _Static_assert(sizeof(npy_intp) == sizeof(int64_t), "shapes are handed to the core as they are");
 
@@ -211,50 +211,6 @@ bool
 is_torch(PyObject *x)
 {
     return !PyArray_Check(x) && exchange_of(x);
-}
-
-int
-load_aten(void)
-{
-    PyObject *torch_c = PyImport_ImportModule("torch._C"), *file = NULL;
-    const char *path, *missing = NULL;
-    if (torch_c) {
-        file = PyObject_GetAttrString(torch_c, "__file__");
-        Py_DECREF(torch_c);
-    }
-    path = file ? PyUnicode_AsUTF8AndSize(file, NULL) : NULL;
-    if (path) {
-        missing = nri_aten_load(path);
-    }
-    Py_XDECREF(file);
-    if (!path) {
-        return -1;
-    }
-    if (missing) {
-        PyErr_Format(PyExc_ImportError, "this torch does not have what nrinv needs (torch >= 2.10): %s", missing);
-        return -1;
-    }
-    return 0;
-}
-
-int
-create_space(PyObject *like, bool torch, const char *name, int slots, nri_space **out)
-{
-    intake in = {.owner = NULL};
-    nri_status status;
-    if ((torch && load_aten()) || take(like, torch, name, &in)) {
-        release(&in);
-        return -1;
-    }
-    Py_BEGIN_ALLOW_THREADS
-    status = torch ? nri_space_create_aten(&in.t, slots, out) : nri_space_create_host(&in.t, slots, out);
-    Py_END_ALLOW_THREADS
-    release(&in);
-    if (status != NRI_OK) {
-        raise_status(status);
-        return -1;
-    }
-    return 0;
 }
 
 int

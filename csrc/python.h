@@ -1,6 +1,7 @@
 /*
-What the parts of nrinv._C share: module.c defines the module, py_tensor.c brings tensors in and out, py_sampler.c,
-py_machine.c (what Inversion and Correction have in common), py_inversion.c, py_correction.c and py_path.c hold the rest.
+What the parts of nrinv._C share: module.c defines the module and alone knows ATen, py_tensor.c brings tensors in and out,
+py_sampler.c, py_machine.c (what Inversion and Correction have in common), py_inversion.c, py_correction.c and py_path.c hold
+the rest.
 
 Arguments, handles and exceptions; no algorithm.  Built for the limited API of CPython 3.11.
 */
@@ -55,13 +56,13 @@ PyObject *raise_status(nri_status status);
 /* Raise "<name> must be <allowed>, got <value>"; -1. */
 int refuse_number(const char *name, const char *allowed, double value);
 
+/* A space of slots like a tensor, of torch's or of floats. */
+int create_space(PyObject *like, bool torch, const char *name, int slots, nri_space **out);
+
 /* -------------------------------------------------------------------------------------------------------- py_tensor.c */
 
 /* Whether x is a torch tensor. */
 bool is_torch(PyObject *x);
-
-/* Make sure that libtorch's functions are at hand. */
-int load_aten(void);
 
 /* A [B, ...] tensor for the backend in use; `release` it also after a failure. */
 int take(PyObject *x, bool torch, const char *name, intake *in);
@@ -70,8 +71,7 @@ void release(intake *in);
 /* Take `x`, which has to look like `like`, called `model`. */
 int take_like(PyObject *like, const char *model, bool torch, PyObject *x, const char *name, intake *in);
 
-/* A space of slots like a tensor; load one, which has to look like `like`, into a slot. */
-int create_space(PyObject *like, bool torch, const char *name, int slots, nri_space **out);
+/* Load a tensor, which has to look like `like`, into a slot. */
 int load_slot(nri_space *v, int slot, PyObject *like, const char *model, bool torch, PyObject *x, const char *name);
 
 /* A fresh tensor with the values of a slot, in the dtype of `like` or in float32; a list of n of them. */
