@@ -24,7 +24,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
-from interpolate import bootstrap
+from intervals import bootstrap
 from matplotlib.figure import Figure
 from pipelines import spread, to_pixels, write
 from skimage.metrics import structural_similarity

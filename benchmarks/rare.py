@@ -30,7 +30,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 from diffusers import StableDiffusionImg2ImgPipeline
-from interpolate import bootstrap
+from intervals import bootstrap
 from pipelines import to_pixels, write
 
 import nrinv
