@@ -36,6 +36,7 @@ class Noise(StrEnum):
 
 
 class Method(StrEnum):
+    spectral = "spectral"
     geodesic = "geodesic"
     slerp = "slerp"
     lerp = "lerp"
@@ -281,7 +282,7 @@ def interpolate(
     prompt: Annotated[str, typer.Option(help="What the first image shows.")] = "",
     to: Annotated[str | None, typer.Option(help="What the second image shows; default: the same.")] = None,
     num: Annotated[int, typer.Option("--num", "-n", help="Images in all, both ends included.")] = 9,
-    method: Annotated[Method, typer.Option(help="The way between the noises.")] = Method.geodesic,
+    method: Annotated[Method, typer.Option(help="The way between the noises.")] = Method.spectral,
     steps: StepsOption = None,
     guidance: GuidanceOption = None,
     size: SizeOption = None,

@@ -308,15 +308,49 @@ def draw_pixels(pipe, latents, *, height=None, width=None):
 
 
 def _unpack(pipe, latents, height, width):
-    """The way back of `_lay_out`, which only moves elements about: pack their numbers and look where they went."""
+    """The way back of `_lay_out`."""
     if height is None or width is None:
         raise ValueError("height and width must be given to decode packed latents")
+    places, shape = _places(pipe, height, width)
+    return latents.flatten(1)[:, places.to(latents.device)].reshape(-1, *shape)
+
+
+def _places(pipe, height, width):
+    """(where each element of latents [C, (1,) h, w] lies once they are packed, that shape).
+
+    `_lay_out` only moves elements about: pack their numbers and look where they went.
+    """
     vae, factor = _vae(pipe), scale_factor(pipe)
     channels = vae.config.get("latent_channels") or vae.config.get("z_dim")
-    shape = (1, channels, *((1,) if _has_frames(vae) else ()), height // factor, width // factor)
-    numbers = torch.arange(math.prod(shape), dtype=torch.float64).reshape(shape)
-    places = _lay_out(pipe, numbers, height, width).flatten().long().argsort().to(latents.device)
-    return latents.flatten(1)[:, places].reshape(-1, *shape[1:])
+    shape = (channels, *((1,) if _has_frames(vae) else ()), height // factor, width // factor)
+    numbers = torch.arange(math.prod(shape), dtype=torch.float64).reshape(1, *shape)
+    return _lay_out(pipe, numbers, height, width).flatten().long().argsort(), shape
+
+
+def in_space(pipe, inv):
+    """(there, back): between latents laid out as those of `inv` and such that are neighbours where the image has them so.
+
+    Both leave alone what is not packed.  Raises ValueError where that cannot be known.
+    """
+    if inv.latents.ndim != 3 or (pipe is not None and not _packs(pipe)):
+        return (lambda z: z), (lambda z: z)
+    height, width = inv.call.get("height"), inv.call.get("width")
+    if pipe is None or height is None or width is None:
+        raise ValueError(
+            "pipe must be given, and height and width when inverting, to find the places of packed latents in the image; "
+            "other methods than spectral do without"
+        )
+    places, shape = _places(pipe, height, width)
+    if len(places) != inv.latents[0].numel():
+        raise ValueError(
+            f"a and b: how {type(pipe).__name__} packs latents {tuple(inv.latents.shape)} is not known; use "
+            "another method than spectral"
+        )
+    packed = inv.latents.shape[1:]
+    return (
+        lambda z: z.flatten(1)[:, places.to(z.device)].reshape(-1, *shape),
+        lambda z: z.flatten(1)[:, places.argsort().to(z.device)].reshape(-1, *packed),
+    )
 
 
 def mask_like(pipe, mask_image, inv):

@@ -6,23 +6,31 @@ import torch
 from . import _C
 from .host import prompt_embeddings
 from .inversion import InversionOutput
+from .latents import in_space
+from .spectral import spectral_points
+
+METHODS = ("spectral", "geodesic", "slerp", "lerp", "variance_preserving")
 
 
-def interpolate(a, b, num=9, *, method="geodesic", spacing="euclidean", seed=0, pipe=None):
+def interpolate(a, b, num=9, *, method="spectral", spacing="euclidean", seed=0, pipe=None):
     """Points on the way from noise `a` to noise `b`, both ends included: [num, B, ...], in their dtype and on their device.
 
     a, b: latents [B, ...], torch tensors or NumPy arrays; B ways side by side.  Or two inversions of one image each, made
     with the same sampler: the result is then one `InversionOutput` of `num` samples, which `generate` draws.  Its prompts
-    change along with the noise: where they differ, `pipe` is needed, whose embeddings of them are mixed linearly.
+    change along with the noise: where they differ, `pipe` is needed, whose embeddings of them are mixed linearly.  It is
+    needed as well to find the places of packed latents [1, N, C] in the image, for "spectral".
     num: at least 2; or the fractions of the way themselves, a list of numbers in 0..1.
-    method: "geodesic", the shortest way in the metric -log chi_D(|z|) |dz| of NAO (arXiv 2306.08687), exactly; it stays
-    where noise is likely.  "slerp", "lerp", and "variance_preserving", (1 - t) a + t b divided by sqrt((1 - t)^2 + t^2).
+    method: "spectral", each octave of spatial frequencies by slerp, while the ends' colour fades to white noise
+    (docs/mathematics.md); latents are [B, C, H, W], [B, C, F, H, W], [B, C, L], or vectors [B, N], which are one octave.
+    "geodesic", the shortest way in the metric -log chi_D(|z|) |dz| of NAO (arXiv 2306.08687), exactly; it stays where noise
+    is likely.  "slerp", "lerp", and "variance_preserving", (1 - t) a + t b divided by sqrt((1 - t)^2 + t^2).
+    What is drawn on each: docs/applications.md.  Of what the model does not know, "slerp" may keep more.
     spacing: what is equal between the points of a geodesic: "euclidean" length, "angle", or length in the "metric".
     seed: where the ends are opposite, which of all ways round is taken.
 
     Raises ValueError naming the argument for fewer than 2 points, for shapes or devices that differ, for vectors that are
-    zero or not finite, for a geodesic's ends that are no noise (a norm below a quarter of natural or 100 times as large),
-    and for inversions that do not go together.
+    zero or not finite, for ends that are no noise (of a geodesic, a norm below a quarter of natural or 100 times as large;
+    of a spectral way, one below 1/100 or above 100 times natural in any octave), and for inversions that do not go together.
     """
     if isinstance(a, InversionOutput) or isinstance(b, InversionOutput):
         return _between_inversions(a, b, num, pipe, method=method, spacing=spacing, seed=seed)
@@ -70,16 +78,22 @@ def _detached(x):
     return x.detach() if isinstance(x, torch.Tensor) else x
 
 
-def _points(a, b, fractions, *, seed, **options):
+def _points(a, b, fractions, *, seed, method, spacing):
     a, b = _detached(a), _detached(b)
     if not isinstance(a, (torch.Tensor, np.ndarray)) or a.ndim < 2:
         raise ValueError(f"a must be a tensor or an array [B, ...], got {_describe(a)}")
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     direction = np.random.default_rng(seed).standard_normal(tuple(a.shape), dtype=np.float32)
-    if isinstance(a, torch.Tensor):
-        points, lengths = _C.interpolate(a, b, fractions, torch.from_numpy(direction).to(a), **options)
-        return torch.stack(points), lengths
-    points, lengths = _C.interpolate(a, b, fractions, direction.astype(a.dtype), **options)
-    return np.stack(points), lengths
+    torch_like = isinstance(a, torch.Tensor)
+    direction = torch.from_numpy(direction).to(a) if torch_like else direction.astype(a.dtype)
+    if method != "spectral":
+        points, lengths = _C.interpolate(a, b, fractions, direction, method=method, spacing=spacing)
+        return (torch if torch_like else np).stack(points), lengths
+    _C.interpolate(a, b, fractions[:1], direction, method="slerp", spacing=spacing)  # says what is wrong with the ends
+    as_float = [torch.as_tensor(x).float() for x in (a, b, direction)]
+    points = spectral_points(as_float[0], as_float[1], fractions, as_float[2])
+    return points.to(a.dtype) if torch_like else points.numpy().astype(a.dtype), np.full(len(a), np.nan)
 
 
 def _describe(x):
@@ -98,9 +112,9 @@ def _between_inversions(a, b, num, pipe, **options):
     if not np.array_equal(a.timesteps, b.timesteps) or (a.scheduler, a.start) != (b.scheduler, b.start):
         raise ValueError("a and b must be inversions with the same sampler: scheduler, steps and strength")
     fractions = _fractions(num)
-    latents = _points(a.latents, b.latents, fractions, **options)[0][:, 0]
+    latents = _way(a, a.latents, b.latents, fractions, pipe, **options)
     # The sampler's own noises are noise as well.
-    noises = [_points(x, y, fractions, **options)[0][:, 0] for x, y in zip(a.noises or [], b.noises or [], strict=True)]
+    noises = [_way(a, x, y, fractions, pipe, **options) for x, y in zip(a.noises or [], b.noises or [], strict=True)]
     prompt, call = _between_calls(a, b, fractions, pipe)
     return InversionOutput(
         latents=latents,
@@ -114,6 +128,14 @@ def _between_inversions(a, b, num, pipe, **options):
         scheduler=a.scheduler,
         scheduler_config=a.scheduler_config,
     )
+
+
+def _way(inv, x, y, fractions, pipe, *, method, **options):
+    """The points [n, ...] between two noises [1, ...] of inversions like `inv`."""
+    if method != "spectral":
+        return _points(x, y, fractions, method=method, **options)[0][:, 0]
+    there, back = in_space(pipe, inv)
+    return back(_points(there(x), there(y), fractions, method=method, **options)[0][:, 0])
 
 
 def _same(x, y):

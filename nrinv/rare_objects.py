@@ -133,7 +133,7 @@ def _seeds(latents, num, spread, seed):
     for i in range(num):
         middle = centroid(latents, shares=random.dirichlet(np.ones(len(latents))))
         fresh = torch.from_numpy(random.standard_normal(tuple(middle.shape), dtype=np.float32)).to(middle)
-        found.append(interpolate(middle, fresh, [spread], seed=seed + i)[0])
+        found.append(interpolate(middle, fresh, [spread], method="geodesic", seed=seed + i)[0])
     return torch.cat(found)
 
 

@@ -1,6 +1,7 @@
-"""interpolate, centroid, path_length: the shortest ways by another method, and what users do with them."""
+"""interpolate, centroid, path_length: ways by another method or of known norms, and what users do with them."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,12 +14,17 @@ from scipy.special import gammaln
 
 import nrinv
 from nrinv.host import prompt_embeddings
+from nrinv.path import METHODS
+from nrinv.spectral import octaves
 
 CALL = {"num_inference_steps": 4, "guidance_scale": 1.0}
 
 
 def noise(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+geodesic = partial(nrinv.interpolate, method="geodesic")
 
 
 def weight(r, size):
@@ -48,11 +54,11 @@ def test_no_chain_of_points_is_shorter(first, second, theta):
     x[0, :2], y[0, :2] = torch.from_numpy(a), torch.from_numpy(b)
     length = float(nrinv.path_length(x.float(), y.float())[0])
     assert length == pytest.approx(found.fun, rel=5e-3)
-    points = nrinv.interpolate(x.float(), y.float(), 400)[:, 0, :2].double().numpy()
+    points = geodesic(x.float(), y.float(), 400)[:, 0, :2].double().numpy()
     assert polyline(points, size) == pytest.approx(length, rel=1e-3)
 
 
-@pytest.mark.parametrize("method", ["geodesic", "slerp", "lerp", "variance_preserving"])
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
 def test_points_are_like_the_ends(method, dtype):
     a, b = noise(3, 4, 8, 8).to(dtype), noise(3, 4, 8, 8, seed=1).to(dtype)
@@ -68,7 +74,7 @@ def test_points_are_like_the_ends(method, dtype):
 
 def test_arrays_and_tensors_give_the_same():
     a, b = noise(2, 4, 8, 8), noise(2, 4, 8, 8, seed=1)
-    for method in ("geodesic", "lerp"):
+    for method in METHODS:
         tensors = nrinv.interpolate(a, b, 6, method=method)
         arrays = nrinv.interpolate(a.numpy(), b.numpy(), 6, method=method)
         assert isinstance(arrays, np.ndarray)
@@ -91,7 +97,7 @@ def test_the_norms_of_the_points():
 @pytest.mark.parametrize("spacing", ["metric", "angle", "euclidean"])
 def test_the_points_are_evenly_spaced(spacing):
     a, b = 0.95 * noise(1, 4, 16, 16), 1.05 * noise(1, 4, 16, 16, seed=1)
-    points = nrinv.interpolate(a, b, 200, spacing=spacing)[:, 0].flatten(1).double()
+    points = geodesic(a, b, 200, spacing=spacing)[:, 0].flatten(1).double()
     norms = points.norm(dim=1)
     angles = torch.nn.functional.cosine_similarity(points[:-1], points[1:]).clamp(max=1).acos()
     chords = (points[1:] - points[:-1]).norm(dim=1)
@@ -103,11 +109,11 @@ def test_the_points_are_evenly_spaced(spacing):
 
 def test_the_ways_between_opposite_and_equal_noises():
     a = noise(1, 4, 8, 8)
-    there = nrinv.interpolate(a, -a, 7)
+    there = geodesic(a, -a, 7)
     assert (there.flatten(1).norm(dim=1) / 16 - 1).abs().max() < 0.08 and torch.equal(there[-1], -a)
-    assert torch.equal(there, nrinv.interpolate(a, -a, 7))
-    assert not torch.allclose(there[3], nrinv.interpolate(a, -a, 7, seed=1)[3], atol=0.1)
-    assert torch.allclose(nrinv.interpolate(a, a.clone(), 3), a, atol=1e-6)
+    assert torch.equal(there, geodesic(a, -a, 7))
+    assert not torch.allclose(there[3], geodesic(a, -a, 7, seed=1)[3], atol=0.1)
+    assert torch.allclose(geodesic(a, a.clone(), 3), a, atol=1e-6)
     assert nrinv.path_length(a, a.clone())[0] == 0
 
 
@@ -123,9 +129,9 @@ def test_any_two_noises_have_a_way_and_a_middle(size, scale, mix, seed):
     a = scale[0] * x / x.norm() * size**0.5
     y = mix * x + (1 - abs(mix)) * y
     b = scale[1] * y / y.norm() * size**0.5
-    points = nrinv.interpolate(a, b, 11)
+    points = geodesic(a, b, 11)
     assert torch.isfinite(points).all() and torch.equal(points[0], a) and torch.equal(points[-1], b)
-    back = nrinv.interpolate(b, a, 11).flip(0)
+    back = geodesic(b, a, 11).flip(0)
     assert torch.allclose(points, back, atol=2e-3 * float(a.abs().max() + b.abs().max()))
     length = float(nrinv.path_length(a, b)[0])
     halves = [float(nrinv.path_length(*pair)[0]) for pair in ((a, points[5]), (points[5], b))]
@@ -134,7 +140,86 @@ def test_any_two_noises_have_a_way_and_a_middle(size, scale, mix, seed):
 
 def test_a_given_fraction():
     a, b = noise(1, 64), noise(1, 64, seed=1)
-    assert torch.equal(nrinv.interpolate(a, b, [0.25])[0], nrinv.interpolate(a, b, 5)[1])
+    for method in METHODS:
+        one = nrinv.interpolate(a, b, [0.25], method=method)[0]
+        assert torch.equal(one, nrinv.interpolate(a, b, 5, method=method)[1])
+
+
+# ------------------------------------------------------------------------------------------------------------- by octaves
+
+
+def norms_of(x):
+    """The norms of latents [B, C, H, W] in each octave, in those of white noise: [octaves, B], by another transform."""
+    power = np.abs(np.fft.fft2(x.double().numpy(), norm="ortho")) ** 2
+    return np.array([np.sqrt((power * m.numpy()).sum((1, 2, 3)) / (m.sum().item() * x.shape[1])) for m in octaves(x.shape)])
+
+
+def coloured(*shape, seed, norms):
+    """Noise with these norms in its octaves, exactly."""
+    x = noise(*shape, seed=seed)
+    spectrum = torch.fft.fft2(x.double())
+    for mask, norm, own in zip(octaves(shape), norms, norms_of(x), strict=True):
+        spectrum *= 1 - mask.double() + mask.double() * torch.from_numpy(norm / own).view(-1, 1, 1, 1)
+    return torch.fft.ifft2(spectrum).real.float()
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 4, 16, 16), (2, 1, 64, 64), (1, 3, 9, 20), (1, 4, 2, 8, 8), (1, 8, 50), (3, 100), (1, 4, 1, 1)]
+)
+def test_octaves_divide_all_frequencies(shape):
+    masks = octaves(shape)
+    assert all(mask.shape == shape[max(2, len(shape) - 2) :] for mask in masks)
+    assert (sum(masks) == 1).all() and all(mask.any() for mask in masks)
+
+
+def test_what_octaves_there_are():
+    counts = [[int(mask.sum()) for mask in octaves((1, 4, n, n))] for n in (4, 8, 16, 64)]
+    assert [len(one) for one in counts] == [1, 2, 3, 5]
+    assert counts[2][:2] == counts[3][:2] == [9, 36]  # cycles across the image, whatever its size: below 2, 2..4
+
+
+def test_colour_fades_to_white_in_the_middle():
+    first, second = (4.0, 1.5, 1.1), (2.0, 1.0, 0.9)
+    a = coloured(2, 4, 16, 16, seed=0, norms=first)
+    b = coloured(2, 4, 16, 16, seed=1, norms=second)
+    whole = a.flatten(1).norm(dim=1)[0] / 32, b.flatten(1).norm(dim=1)[0] / 32
+    points = nrinv.interpolate(a, b, 9)
+    for k, t in enumerate(np.linspace(0, 1, 9)):
+        middle = (whole[0] ** (1 - t) * whole[1] ** t) ** 0.5
+        wanted = [
+            p ** max(0, 1 - 2 * t) * q ** max(0, 2 * t - 1) * middle ** (1 - abs(1 - 2 * t))
+            for p, q in zip(first, second, strict=True)
+        ]
+        np.testing.assert_allclose(norms_of(points[k]), np.array(wanted)[:, None].repeat(2, 1), rtol=1e-5)
+    middle = norms_of(points[4])
+    assert np.ptp(middle) < 1e-5 and middle[0, 0] == pytest.approx(float(whole[0] * whole[1]) ** 0.25, rel=1e-5)
+
+
+def test_each_octave_goes_along_its_own_arc():
+    a, b = noise(1, 4, 16, 16), noise(1, 4, 16, 16, seed=1)
+    point = nrinv.interpolate(a, b, [0.3])[0]
+    for mask in octaves(a.shape):
+        x, y, z = (torch.fft.ifft2(torch.fft.fft2(one) * mask).real.flatten() for one in (a, b, point))
+        assert angle(x, z) == pytest.approx(0.3 * angle(x, y), abs=1e-4)
+        assert angle(z, y) == pytest.approx(0.7 * angle(x, y), abs=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 16, 16), (1, 3, 9, 20), (1, 4, 3, 8, 8), (1, 8, 50), (3, 100)])
+def test_the_way_by_octaves_is_the_same_there_and_back(shape):
+    a, b = noise(*shape), 1.3 * noise(*shape, seed=1)
+    there = nrinv.interpolate(a, b, 7)
+    assert torch.allclose(there, nrinv.interpolate(b, a, 7).flip(0), atol=1e-5)
+    opposite = nrinv.interpolate(a, -a, 7)
+    norms = opposite.flatten(2).norm(dim=2) / a[0].numel() ** 0.5
+    assert torch.isfinite(opposite).all() and (norms - norms[0]).abs().max() < 0.2 and torch.equal(opposite[-1], -a)
+    assert not torch.allclose(opposite[3], nrinv.interpolate(a, -a, 7, seed=1)[3], atol=0.1)
+    assert torch.allclose(nrinv.interpolate(a, a.clone(), 3)[1], a, atol=0.5)  # whiter, but no other
+
+
+def test_a_vector_is_one_octave():
+    a, b = noise(2, 300), 1.5 * noise(2, 300, seed=1)
+    points, arc = nrinv.interpolate(a, b, 5), nrinv.interpolate(a, b, 5, method="slerp")
+    assert torch.allclose(torch.nn.functional.cosine_similarity(points, arc, dim=2), torch.ones(5, 2), atol=1e-5)
 
 
 # ------------------------------------------------------------------------------------------------------------ centroids
@@ -146,7 +231,7 @@ def angle(a, b):
 
 def test_the_centroid_of_two_is_the_middle_of_their_arc():
     a, b = noise(2, 4, 16, 16), 1.1 * noise(2, 4, 16, 16, seed=1)
-    middle = nrinv.interpolate(a, b, 3, spacing="angle")[1]
+    middle = geodesic(a, b, 3, spacing="angle")[1]
     assert torch.allclose(nrinv.centroid([a, b]), middle, atol=1e-4)
     assert torch.allclose(nrinv.centroid([b, a]), middle, atol=1e-4)
     np.testing.assert_allclose(nrinv.centroid([a.numpy(), b.numpy()]), middle.numpy(), atol=1e-4)
@@ -165,7 +250,7 @@ def test_a_centroid_is_as_far_from_all_as_symmetry_asks():
     # it is the least: what goes a little towards any of them is worse
     cost = sum(one**2 for one in angles)
     for one in latents:
-        moved = nrinv.interpolate(found, one[None], [0.05])[0]
+        moved = geodesic(found, one[None], [0.05])[0]
         assert sum(angle(moved, other) ** 2 for other in latents) > cost
 
 
@@ -198,13 +283,38 @@ def test_the_centroid_of_one_is_its_direction():
 )
 def test_bad_ends(change, message):
     with pytest.raises(ValueError, match=message):
-        nrinv.interpolate(*change(noise(1, 4, 8, 8), noise(1, 4, 8, 8, seed=1)))
+        geodesic(*change(noise(1, 4, 8, 8), noise(1, 4, 8, 8, seed=1)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a, b: (torch.zeros_like(a), b), "a and b: sample 0 must be finite and not zero"),
+        (lambda a, b: (a, b * float("inf")), "a and b: sample 0 must be finite and not zero"),
+        (lambda a, b: (a, b[:, :, :4]), "b must have a's shape"),
+        (lambda a, b: (a, b.numpy()), "b must be a torch tensor like the target"),
+        (
+            lambda a, b: (torch.ones_like(a), b),
+            r"sample 0 must have 0.01..100 times the norm of noise in every octave .* got \d",
+        ),
+        (
+            lambda a, b: (torch.cat([a, a]), torch.cat([b, 200 * b])),
+            "sample 1 must have 0.01..100 times .* the other methods ask",
+        ),
+    ],
+)
+def test_bad_ends_of_a_way_by_octaves(change, message):
+    with pytest.raises(ValueError, match=message):
+        nrinv.interpolate(*change(noise(1, 4, 8, 8), noise(1, 4, 8, 8, seed=1)), 3)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "straight"}, "method must be one of geodesic, slerp, lerp, variance_preserving, got 'straight'"),
+        (
+            {"method": "straight"},
+            "method must be one of spectral, geodesic, slerp, lerp, variance_preserving, got 'straight'",
+        ),
         ({"spacing": "even"}, "spacing must be one of metric, angle, euclidean, got 'even'"),
     ],
 )
@@ -289,6 +399,30 @@ def test_splitting_undoes_a_batch(pair, turbo, held_out):
             nrinv.generate(turbo, one, output_type="latent").images,
             nrinv.generate(turbo, pair[i], output_type="latent").images,
         )
+
+
+def test_packed_latents_are_taken_apart_first():
+    """Flux lays patches of 2 x 2 in a row: octaves are those of the image all the same."""
+    pipe, call, latents = zoo.make("Flux")
+    both = torch.cat([latents, noise(*latents.shape, seed=5)])
+    found = nrinv.invert(pipe, both, num_inference_steps=4, max_nfe=2, **call)
+    a, b = found.split()
+    path = nrinv.interpolate(a, b, 5, pipe=pipe)
+    assert path.latents.shape == (5, *latents.shape[1:])
+    size = {name: found.call[name] for name in ("height", "width")}
+    unpacked = [unpack(one.latents, **size) for one in (a, b)]
+    expected = nrinv.interpolate(*unpacked, 5)[:, 0]
+    assert unpacked[0].ndim == 4 and torch.allclose(unpack(path.latents, **size), expected, atol=1e-5)
+    with pytest.raises(ValueError, match=r"pipe must be given, .* to find the places of packed latents"):
+        nrinv.interpolate(a, b, 5)
+    assert nrinv.interpolate(a, b, 5, method="slerp").latents.shape == path.latents.shape
+
+
+def unpack(z, height, width):
+    """[B, h w / 4, 4 C] -> [B, C, h, w], h and w an eighth of the image's or what the number of patches allows."""
+    rows = round((z.shape[1] * height / width) ** 0.5)
+    columns = z.shape[1] // rows
+    return z.view(len(z), rows, columns, -1, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(len(z), -1, 2 * rows, 2 * columns)
 
 
 @pytest.mark.parametrize("name", ["SD", "SDXL", "SD3", "Flux", "PixArt, sigma", "Qwen-Image"])
