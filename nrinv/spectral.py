@@ -67,7 +67,7 @@ def spectral_points(a, b, fractions, direction):
         logs = [norm.log() for norm in norms]
         norm = shares[0] * logs[0] + shares[1] * logs[1] + (1 - shares[0] - shares[1]) * middle
         factor = norm.exp() / ((1 - t) * norms[0] + t * norms[1])  # slerp's own norm is linear
-        points = points + arc * factor.to(arc).view(*factor.shape, *(1,) * (a.ndim - 1))
+        points = points + arc * factor.float().to(arc.device).view(*factor.shape, *(1,) * (a.ndim - 1))
     for i, fraction in enumerate(fractions):  # exactly
         if fraction in (0, 1):
             points[i] = b if fraction else a
@@ -81,4 +81,4 @@ def _within(x, mask):
 
 def _norms(x, share):
     """The norms [B] of x [B, ...] over those of white noise in `share` of all frequencies, float64 on the CPU."""
-    return x.flatten(1).norm(dim=1).double().cpu() / math.sqrt(share * x[0].numel())
+    return x.flatten(1).norm(dim=1).cpu().double() / math.sqrt(share * x[0].numel())
