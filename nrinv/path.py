@@ -30,7 +30,7 @@ def interpolate(a, b, num=9, *, method="spectral", spacing="euclidean", seed=0, 
 
     Raises ValueError naming the argument for fewer than 2 points, for shapes or devices that differ, for vectors that are
     zero or not finite, for ends that are no noise (of a geodesic, a norm below a quarter of natural or 100 times as large;
-    of a spectral way, one below 1/100 or above 100 times natural in any octave), and for inversions that do not go together.
+    of a spectral way, one below 1e-4 or above 100 times natural in any octave), and for inversions that do not go together.
     """
     if isinstance(a, InversionOutput) or isinstance(b, InversionOutput):
         return _between_inversions(a, b, num, pipe, method=method, spacing=spacing, seed=seed)

@@ -14,11 +14,11 @@ import torch
 from . import _C
 
 # Norms within an octave, in those of white noise, between which an end counts as noise.
-LEAST, MOST = 1e-2, 1e2
+LEAST, MOST = 1e-4, 1e2
 
 
 def octaves(shape):
-    """Masks of the spatial frequencies of latents [B, C, ...]: below 2 cycles across the image, 2..4, 4..8, ..., float32.
+    """Masks, float32, of the spatial frequencies of latents [B, C, ...]: the mean, 1..2 cycles across the image, 2..4, ....
 
     Spatial are the last two axes, or what follows the channels; vectors [B, N] have one mask of no axes.  The last takes all
     from a quarter of the sampling rate on, most of the noise.
@@ -28,7 +28,7 @@ def octaves(shape):
     for i, n in enumerate(sizes):
         along = torch.fft.fftfreq(n, 1 / n).square()
         squares = squares + along.view(-1, *(1,) * (len(sizes) - 1 - i))
-    frequency, edges = squares.sqrt(), [0.0, 2.0]
+    frequency, edges = squares.sqrt(), [0.0, 1.0]
     while edges[-1] * 2 <= min(sizes, default=0) / 2:
         edges.append(edges[-1] * 2)
     edges[-1] = math.inf
