@@ -22,6 +22,16 @@ raise_status(nri_status status)
 }
 
 int
+check_status(nri_status status)
+{
+    if (status == NRI_OK) {
+        return 0;
+    }
+    raise_status(status);
+    return -1;
+}
+
+int
 refuse_number(const char *name, const char *allowed, double value)
 {
     PyObject *number = PyFloat_FromDouble(value);
@@ -70,11 +80,7 @@ create_space(PyObject *like, bool torch, const char *name, int slots, nri_space 
     status = torch ? nri_space_create_aten(&in.t, slots, out) : nri_space_create_host(&in.t, slots, out);
     Py_END_ALLOW_THREADS
     release(&in);
-    if (status != NRI_OK) {
-        raise_status(status);
-        return -1;
-    }
-    return 0;
+    return check_status(status);
 }
 
 static PyObject *

@@ -118,11 +118,7 @@ correction_open(Correction *self, PyObject *radius, PyObject *draws, PyObject *n
         PyErr_SetString(PyExc_ValueError, "target must be finite, got NaN or infinity");
         return -1;
     }
-    if (status != NRI_OK) {
-        raise_status(status);
-        return -1;
-    }
-    return 0;
+    return check_status(status);
 }
 
 static PyObject *

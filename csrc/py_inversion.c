@@ -167,11 +167,7 @@ inversion_open(Inversion *self, PyObject *noises, PyObject *guess)
                      self->machine.sampler->sampler->evaluations, nri_status_text(status));
         return -1;
     }
-    if (status != NRI_OK) {
-        raise_status(status);
-        return -1;
-    }
-    if (machine_load(&self->machine, nri_inversion_target(self->inv), self->machine.like, "target")
+    if (check_status(status) || machine_load(&self->machine, nri_inversion_target(self->inv), self->machine.like, "target")
         || load_noises(self, noises)
         || (self->options.guess && machine_load(&self->machine, nri_inversion_guess(self->inv), guess, "guess"))) {
         return -1;
@@ -183,11 +179,7 @@ inversion_open(Inversion *self, PyObject *noises, PyObject *guess)
         PyErr_SetString(PyExc_ValueError, "target must be finite, got NaN or infinity");
         return -1;
     }
-    if (status != NRI_OK) {
-        raise_status(status);
-        return -1;
-    }
-    return 0;
+    return check_status(status);
 }
 
 static PyObject *

@@ -226,11 +226,7 @@ load_slot(nri_space *v, int slot, PyObject *like, const char *model, bool torch,
     status = v->ops->load(v, slot, &in.t);
     Py_END_ALLOW_THREADS
     release(&in);
-    if (status != NRI_OK) {
-        raise_status(status);
-        return -1;
-    }
-    return 0;
+    return check_status(status);
 }
 
 /* -------------------------------------------------------------------------------------------------------------- given */

@@ -53,6 +53,9 @@ typedef struct {
 
 PyObject *raise_status(nri_status status);
 
+/* 0, or -1 with the exception of a failure. */
+int check_status(nri_status status);
+
 /* Raise "<name> must be <allowed>, got <value>"; -1. */
 int refuse_number(const char *name, const char *allowed, double value);
 
