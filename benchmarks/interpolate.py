@@ -37,7 +37,7 @@ from intervals import bootstrap
 from pipelines import to_pixels, write
 
 import nrinv
-from nrinv.spectral import octaves
+from nrinv.spectral import octave_norms
 
 RESULTS = Path(__file__).parent / "results"
 POINTS, PARTS, ITERATIONS = 52, 100, 10_000
@@ -196,14 +196,13 @@ def images(model, chosen, most):
     others = [name for name in ("train", "heldout_concept", "rare", "heldout_pair") if name != split]
     known = scorer.image_features(to_pixels([one.image for name in others for one in nrinv.demo_images(name)]))
     ends = torch.cat([one.latents for one in inv]).float()
-    power = torch.fft.fft2(ends, norm="ortho").abs().square().mean((0, 1))
     common = {
         "part": "images",
         "model": model,
         "set": chosen,
         "pairs": count,
         "norm": float(ends.square().mean().sqrt()),
-        "norm_by_octaves": [float((power * mask).sum().div(mask.sum()).sqrt()) for mask in octaves(ends.shape)],
+        "norm_by_octaves": octave_norms(ends).square().mean(1).sqrt().tolist(),
         "sharpness_of_real": float(sharpness(to_pixels([one.image for one in records])).mean()),
     }
     rows = []
@@ -288,7 +287,7 @@ def main():
         rows = [row for row in json.loads(arguments.out.read_text())["rows"] if row["part"] != arguments.part]
     if arguments.part != "paths":
         for model, chosen in product(MODELS, SETS):
-            drawn, pipe, pairs = images(model, chosen, 4 if arguments.quick else 1000)
+            drawn, pipe, pairs = images(model, chosen, 4 if arguments.quick else math.inf)
             rows += drawn
             write(rows, arguments.out)
             if (model, chosen) == ("turbo", "known"):

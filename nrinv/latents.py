@@ -311,7 +311,15 @@ def _unpack(pipe, latents, height, width):
     """The way back of `_lay_out`."""
     if height is None or width is None:
         raise ValueError("height and width must be given to decode packed latents")
-    places, shape = _places(pipe, height, width)
+    return _moved(latents, *_places(pipe, height, width))
+
+
+def _latent_channels(pipe):
+    config = _vae(pipe).config
+    return config.get("latent_channels") or config.get("z_dim")
+
+
+def _moved(latents, places, shape):
     return latents.flatten(1)[:, places.to(latents.device)].reshape(-1, *shape)
 
 
@@ -320,9 +328,8 @@ def _places(pipe, height, width):
 
     `_lay_out` only moves elements about: pack their numbers and look where they went.
     """
-    vae, factor = _vae(pipe), scale_factor(pipe)
-    channels = vae.config.get("latent_channels") or vae.config.get("z_dim")
-    shape = (channels, *((1,) if _has_frames(vae) else ()), height // factor, width // factor)
+    factor, frames = scale_factor(pipe), (1,) if _has_frames(_vae(pipe)) else ()
+    shape = (_latent_channels(pipe), *frames, height // factor, width // factor)
     numbers = torch.arange(math.prod(shape), dtype=torch.float64).reshape(1, *shape)
     return _lay_out(pipe, numbers, height, width).flatten().long().argsort(), shape
 
@@ -346,11 +353,8 @@ def in_space(pipe, inv):
             f"a and b: how {type(pipe).__name__} packs latents {tuple(inv.latents.shape)} is not known; use "
             "another method than spectral"
         )
-    packed = inv.latents.shape[1:]
-    return (
-        lambda z: z.flatten(1)[:, places.to(z.device)].reshape(-1, *shape),
-        lambda z: z.flatten(1)[:, places.argsort().to(z.device)].reshape(-1, *packed),
-    )
+    back = places.argsort()
+    return (lambda z: _moved(z, places, shape)), (lambda z: _moved(z, back, inv.latents.shape[1:]))
 
 
 def mask_like(pipe, mask_image, inv):
@@ -368,8 +372,9 @@ def mask_like(pipe, mask_image, inv):
     size = [inv.call[name] // scale_factor(pipe) for name in ("height", "width")] if packed else inv.latents.shape[-2:]
     mask = torch.nn.functional.interpolate(mask, size=tuple(size), mode="area")
     if packed:
-        channels = _vae(pipe).config.get("latent_channels") or _vae(pipe).config.get("z_dim")
-        return _lay_out(pipe, mask.expand(1, channels, *size).contiguous(), inv.call["height"], inv.call["width"])
+        return _lay_out(
+            pipe, mask.expand(1, _latent_channels(pipe), *size).contiguous(), inv.call["height"], inv.call["width"]
+        )
     return mask[:, :, None] if inv.latents.ndim == 5 else mask
 
 

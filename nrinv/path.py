@@ -103,7 +103,7 @@ def _describe(x):
 # ---------------------------------------------------------------------------------------------------- between inversions
 
 
-def _between_inversions(a, b, num, pipe, **options):
+def _between_inversions(a, b, num, pipe, *, method, **options):
     for name, one in (("a", a), ("b", b)):
         if not isinstance(one, InversionOutput):
             raise ValueError(f"{name} must be an inversion like the other, got {type(one).__name__}")
@@ -112,9 +112,12 @@ def _between_inversions(a, b, num, pipe, **options):
     if not np.array_equal(a.timesteps, b.timesteps) or (a.scheduler, a.start) != (b.scheduler, b.start):
         raise ValueError("a and b must be inversions with the same sampler: scheduler, steps and strength")
     fractions = _fractions(num)
-    latents = _way(a, a.latents, b.latents, fractions, pipe, **options)
+    there, back = in_space(pipe, a) if method == "spectral" else (lambda z: z, lambda z: z)
     # The sampler's own noises are noise as well.
-    noises = [_way(a, x, y, fractions, pipe, **options) for x, y in zip(a.noises or [], b.noises or [], strict=True)]
+    latents, *noises = (
+        back(_points(there(x), there(y), fractions, method=method, **options)[0][:, 0])
+        for x, y in zip([a.latents, *(a.noises or [])], [b.latents, *(b.noises or [])], strict=True)
+    )
     prompt, call = _between_calls(a, b, fractions, pipe)
     return InversionOutput(
         latents=latents,
@@ -128,14 +131,6 @@ def _between_inversions(a, b, num, pipe, **options):
         scheduler=a.scheduler,
         scheduler_config=a.scheduler_config,
     )
-
-
-def _way(inv, x, y, fractions, pipe, *, method, **options):
-    """The points [n, ...] between two noises [1, ...] of inversions like `inv`."""
-    if method != "spectral":
-        return _points(x, y, fractions, method=method, **options)[0][:, 0]
-    there, back = in_space(pipe, inv)
-    return back(_points(there(x), there(y), fractions, method=method, **options)[0][:, 0])
 
 
 def _same(x, y):

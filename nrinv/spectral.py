@@ -8,7 +8,6 @@ frequencies alike; what it draws is then washed out, or follows the ends' leftov
 import math
 from itertools import pairwise
 
-import numpy as np
 import torch
 
 from . import _C
@@ -48,25 +47,22 @@ def spectral_points(a, b, fractions, direction):
 
     Raises ValueError where an octave of an end is no noise, below LEAST or above MOST.
     """
-    t = torch.as_tensor(np.asarray(fractions), dtype=torch.float64)[:, None]
+    t = torch.as_tensor(fractions, dtype=torch.float64)[:, None]
     shares = (1 - 2 * t).clamp(min=0), (2 * t - 1).clamp(min=0)
     whole = [_norms(x, 1.0).log() for x in (a, b)]
     middle = ((1 - t) * whole[0] + t * whole[1]) / 2
     points = 0
-    for mask in octaves(a.shape):
-        parts = [_within(x, mask) for x in (a, b, direction)]
-        norms = [_norms(x, float(mask.mean())) for x in parts[:2]]
-        for norm in norms:
+    for (x, p), (y, q), (round_by, _) in zip(*map(_split, (a, b, direction)), strict=True):
+        for norm in (p, q):
             if not ((norm >= LEAST) & (norm <= MOST)).all():
                 i = int(((norm < LEAST) | (norm > MOST)).nonzero()[0])
                 raise ValueError(
                     f"a and b: sample {i} must have {LEAST:g}..{MOST:g} times the norm of noise in every octave of spatial "
                     f"frequencies for a spectral way, got {float(norm[i]):.3g}; the other methods ask for less"
                 )
-        arc = torch.stack(_C.interpolate(parts[0], parts[1], fractions, parts[2], method="slerp")[0])
-        logs = [norm.log() for norm in norms]
-        norm = shares[0] * logs[0] + shares[1] * logs[1] + (1 - shares[0] - shares[1]) * middle
-        factor = norm.exp() / ((1 - t) * norms[0] + t * norms[1])  # slerp's own norm is linear
+        arc = torch.stack(_C.interpolate(x, y, fractions, round_by, method="slerp")[0])
+        norm = shares[0] * p.log() + shares[1] * q.log() + (1 - shares[0] - shares[1]) * middle
+        factor = norm.exp() / ((1 - t) * p + t * q)  # slerp's own norm is linear
         points = points + arc * factor.float().to(arc.device).view(*factor.shape, *(1,) * (a.ndim - 1))
     for i, fraction in enumerate(fractions):  # exactly
         if fraction in (0, 1):
@@ -74,9 +70,19 @@ def spectral_points(a, b, fractions, direction):
     return points
 
 
-def _within(x, mask):
-    axes = tuple(range(x.ndim - mask.ndim, x.ndim))
-    return torch.fft.ifftn(torch.fft.fftn(x, dim=axes) * mask.to(x.device), dim=axes).real.contiguous() if axes else x
+def octave_norms(x):
+    """The norms [octaves, B] of latents x [B, ...] in each octave, over those of white noise; float64 on the CPU."""
+    return torch.stack([norm for _, norm in _split(x.float())])
+
+
+def _split(x):
+    """(the part of x [B, ...] in an octave, its norms [B]), octave by octave."""
+    masks = octaves(x.shape)
+    axes = tuple(range(x.ndim - masks[0].ndim, x.ndim))
+    spectrum = torch.fft.fftn(x, dim=axes) if axes else None
+    for mask in masks:
+        part = torch.fft.ifftn(spectrum * mask.to(x.device), dim=axes).real.contiguous() if axes else x
+        yield part, _norms(part, float(mask.mean()))
 
 
 def _norms(x, share):
