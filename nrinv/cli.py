@@ -3,6 +3,7 @@
 import logging
 import os
 import warnings
+from contextlib import contextmanager
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from . import _C
+
 # Set before torch is imported: small networks run many times slower when every library starts its own threads.
 os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 2) // 2)))
 
@@ -18,35 +21,16 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__d
 console = Console()
 
 
-class Model(StrEnum):
-    turbo = "turbo"
-    base = "base"
+def _choice(name, names):
+    """Names of the core as a choice of the command line."""
+    return StrEnum(name, {one: one for one in names})
 
 
-class Solver(StrEnum):
-    auto = "auto"
-    anderson = "anderson"
-    fixed_point = "fixed_point"
-    newton = "newton"
-
-
-class Noise(StrEnum):
-    record = "record"
-    absorb = "absorb"
-
-
-class Method(StrEnum):
-    spectral = "spectral"
-    geodesic = "geodesic"
-    slerp = "slerp"
-    lerp = "lerp"
-    variance_preserving = "variance_preserving"
-
-
-class Order(StrEnum):
-    auto = "auto"
-    reversed = "reversed"
-    passes = "passes"
+Model = _choice("Model", ("turbo", "base"))
+SolverName = _choice("SolverName", _C.SOLVERS)
+Noise = _choice("Noise", _C.NOISES)
+Method = _choice("Method", ("spectral", *_C.PATHS))
+Order = _choice("Order", ("auto", *_C.ORDERS))
 
 
 def _quiet():
@@ -61,9 +45,14 @@ def _quiet():
     logging.getLogger("httpx").setLevel(logging.ERROR)
 
 
-def _fail(error):
-    console.print(f"[red]nrinv:[/red] {error}", highlight=False)
-    raise typer.Exit(1)
+@contextmanager
+def _refusals():
+    """What was wrong with the input becomes one line and exit code 1."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        console.print(f"[red]nrinv:[/red] {error}", highlight=False)
+        raise typer.Exit(1) from None
 
 
 def _load_pipeline(model, torch_dtype):
@@ -129,10 +118,8 @@ def demo(
     _quiet()
     from .demo import run
 
-    try:
+    with _refusals():
         run(model.value, image=image, prompt=prompt, edit=edit, steps=steps, out=out, console=console)
-    except (ValueError, OSError) as error:
-        _fail(error)
 
 
 @app.command()
@@ -144,17 +131,16 @@ def invert(
     steps: StepsOption = None,
     guidance: GuidanceOption = None,
     size: SizeOption = None,
-    solver: Annotated[Solver, typer.Option(help="Solver of the implicit steps.")] = Solver.auto,
+    solver: Annotated[SolverName, typer.Option(help="Solver of the implicit steps.")] = SolverName.auto,
     max_nfe: Annotated[int | None, typer.Option(help="Network evaluations a step.")] = None,
-    tol: Annotated[float, typer.Option(help="Relative residual at which a step ends.")] = 1e-4,
-    refine: Annotated[int | None, typer.Option(help="Rounds of defect correction.")] = None,
-    prior: Annotated[float, typer.Option(help="Weight of the regularisation towards the first guess.")] = 0.0,
+    tol: Annotated[float | None, typer.Option(help="Relative residual that ends a step; default 1e-4.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Rounds of defect correction.")] = None,
     noise: Annotated[Noise, typer.Option(help="Stochastic schedulers: solve for recorded noise, or absorb errors.")] = (
         Noise.record
     ),
     correct: Annotated[float, typer.Option(help="Strength of the prompt-aware correction; 0.05 are 2 of 50 steps.")] = 0.0,
     order: Annotated[Order, typer.Option(help="Drive the loop reversed, or in whole passes.")] = Order.auto,
-    replay: Annotated[bool, typer.Option("--replay", help="Also store corrections for an exact replay.")] = False,
+    return_defects: Annotated[bool, typer.Option("--return-defects", help="Also store what an exact replay adds.")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Draw the image again and report the error.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of a stochastic scheduler's noise and of the first guess.")] = 0,
     dtype: DtypeOption = "float32",
@@ -164,8 +150,9 @@ def invert(
     import torch
 
     from .pipeline import invert as run
+    from .solver import Solver
 
-    try:
+    with _refusals():
         _check_image("image", image)
         _check_output(output, kinds=())
         pipe = _load_pipeline(model, dtype)
@@ -175,22 +162,18 @@ def invert(
             image,
             prompt,
             generator=generator,
-            solver=solver.value,
+            solver=Solver(solver.value, rounds=rounds),
             max_nfe=max_nfe,
             tol=tol,
-            refine=refine,
-            prior=prior,
             noise=noise.value,
             correct=correct,
             order=order.value,
-            replay=replay,
-            verify=verify,
+            return_defects=return_defects,
+            verify=verify or None,
             seed=seed,
             **_sampler(model, steps, guidance, size),
         )
         inv.save(output)
-    except (ValueError, OSError) as error:
-        _fail(error)
     measured = f", error {inv.error[0]:.2e}" if inv.error[0] == inv.error[0] else ""
     console.print(
         f"{output}: {inv.nfe[0]} network evaluations, largest residual {inv.residuals.max():.1e}{measured}, "
@@ -205,7 +188,7 @@ def generate(
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the image goes.")],
     model: Annotated[str, typer.Option(help="The pipeline it was inverted with: folder, hub id, turbo or base.")] = "turbo",
     prompt: Annotated[str | None, typer.Option(help="Another prompt edits the image.")] = None,
-    replay: Annotated[bool, typer.Option("--replay", help="Add the stored corrections: exact.")] = False,
+    replay: Annotated[bool, typer.Option("--replay", help="Add the stored defects: exact.")] = False,
     dtype: DtypeOption = "float32",
 ):
     """Draw an image from the noise that nrinv invert has found."""
@@ -213,13 +196,11 @@ def generate(
     from .inversion import load
     from .pipeline import generate as run
 
-    try:
+    with _refusals():
         _check_output(output)
         inv = load(inversion)
         pipe = _load_pipeline(model, dtype)
         run(pipe, inv, prompt, replay=replay).images[0].save(output)
-    except (ValueError, OSError) as error:
-        _fail(error)
     console.print(f"{output}: {inv.prompt if prompt is None else prompt!r}", highlight=False)
 
 
@@ -248,7 +229,7 @@ def edit(
     from .pipeline import generate as draw
     from .pipeline import invert as run
 
-    try:
+    with _refusals():
         _check_image("image", image)
         _check_output(output)
         if mask is not None:
@@ -266,8 +247,6 @@ def edit(
             options["guidance_scale"] = edit_guidance
         generator.manual_seed(seed)
         draw(pipe, inv, to, generator=generator, **options).images[0].save(output)
-    except (ValueError, OSError) as error:
-        _fail(error)
     console.print(f"{output}: {prompt!r} to {to!r}, {inv.nfe[0]} network evaluations", highlight=False)
 
 
@@ -299,7 +278,7 @@ def interpolate(
     from .pipeline import generate as draw
     from .pipeline import invert as run
 
-    try:
+    with _refusals():
         _check_image("A", first)
         _check_image("B", second)
         _check_output(output, (".png", ".jpg", ".jpeg", ".webp", ".gif", ".mp4"))
@@ -321,8 +300,6 @@ def interpolate(
             export_to_video(film, str(output), fps=8)
         else:
             make_image_grid(images, 1, num).save(output)
-    except (ValueError, OSError) as error:
-        _fail(error)
     console.print(f"{output}: {num} images, {inv.nfe.sum()} network evaluations to invert two", highlight=False)
 
 
@@ -344,9 +321,9 @@ def rare(
     """Draw more of what a few images show, where the model hardly knows it."""
     _quiet()
     from .plots import sheet
-    from .rare_objects import rare as run
+    from .rare import rare as run
 
-    try:
+    with _refusals():
         if not images.is_dir():
             raise ValueError(f"images: the folder {str(images)!r} does not exist")
         _check_output(output)
@@ -366,8 +343,6 @@ def rare(
             **_sampler(model, steps, guidance, size),
         )
         sheet(out.images, columns=min(num, 8)).save(output)
-    except (ValueError, OSError) as error:
-        _fail(error)
     console.print(
         f"{output}: {num} drawings from {len(paths)} images; similarity {out.similarity.mean():.2f}, novelty "
         f"{out.novelty.mean():.2f}, diversity {out.diversity:.2f} by the embedded scorer, which knows icons",

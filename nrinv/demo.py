@@ -8,13 +8,14 @@ from diffusers import DPMSolverMultistepScheduler
 from rich.progress import Progress
 from rich.table import Table
 
-from .latents import decode, encode, psnr, read_images
+from .images import decode, encode, psnr, read_images
 from .models import CALLS, SIZE, demo_images, demo_pipeline
 from .pipeline import generate, invert
 from .plots import sheet
+from .solver import Solver
 
 IMAGE, EDIT = "owl_noto", "dog face, noto style"
-NAIVE = {"solver": "fixed_point", "max_nfe": 1, "predictor": False, "refine": 0}
+NAIVE = {"solver": Solver("fixed_point", predictor=False, rounds=0), "max_nfe": 1}
 
 
 @contextmanager

@@ -8,16 +8,30 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers.utils import BaseOutput
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-FORMAT = "nrinv-inversion-1"
-# Fields kept as one array, and as a list of tensors.
-ARRAYS = ("timesteps", "residuals", "step_nfe", "nfe", "error", "correction_size", "correction_cost")
-LISTS = ("noises", "trajectory", "corrections")
+from .call import Call
+
+FORMAT = "nrinv-inversion-2"
+# What fields were called in files of the first format.
+_FIRST_FORMAT = {
+    "corrections": "defects",
+    "correction_size": "moved",
+    "correction_cost": "psnr_loss",
+}
 
 
-@dataclass
+# What a field is made of, and whose it is: "tensor" [B, ...]; "tensors", a list of such; "array", whose last axis is the
+# samples; "list", one entry a sample; "json"; "prompt" and "call".
+TENSOR, TENSORS, ARRAY, LIST, PROMPT, CALL = (
+    {"kind": kind, "per": "sample"} for kind in ("tensor", "tensors", "array", "list", "prompt", "call")
+)
+COMMON_ARRAY, COMMON = ({"kind": kind, "per": "all"} for kind in ("array", "json"))
+
+
+@dataclass(repr=False)
 class InversionOutput(BaseOutput):
     """The noise from which a pipeline draws an image, and how well and at what cost it was found.
 
@@ -26,43 +40,63 @@ class InversionOutput(BaseOutput):
     timesteps [E]: of the sampler's evaluations.  start: the first of them in the full schedule (0 unless strength < 1).
     residuals [E, B]: |f(z) - z| / |z| at the last evaluation of each step: the reconstruction error of that step.
     step_nfe [E, B], nfe [B]: network evaluations per step of the last sweep, and in all.
+    restarts, rejected, failed [B]: how often the solver went back to its best point, could not use a mixture of what it had
+    seen, and met values that are not finite.
     reasons: for each sample why it ended; `nrinv.reasons()` explains the names.
-    error [B]: |z_0 - sampler(z_T)| / |z_0|, end to end, where it was measured (refine, verify); else NaN.
+    error [B]: |z_0 - sampler(z_T)| / |z_0|, end to end, where it was measured (rounds, verify); else NaN.
     trajectory: E + 1 states from z_T to z_0, if asked for.
-    corrections: E tensors [B, ...], what each evaluation of a stock run from the noise misses the trajectory by, if asked
-    for; `generate(..., replay=True)` adds them.  The other fields describe the noise alone.
+    defects: E tensors [B, ...], what each evaluation of a stock run from the noise misses the trajectory by, if asked for;
+    `generate(..., replay=1)` adds them.  The other fields describe the noise alone.
     corrected [B, ...]: the latents that were inverted, if the encoded image was corrected (`invert(..., correct=...)`), and
-    for each image how far that moved it, |corrected - encoded| / |encoded|, and what it cost in dB of PSNR against the
-    image: correction_size [B], correction_cost [B].
+    for each image how far that moved it, |corrected - encoded| / |encoded|, and the PSNR in dB that the decoded image has
+    lost against the image: moved [B], psnr_loss [B].
     order: how the pipeline was driven, "reversed" or in whole "passes".
     prompt, call: what to call the pipeline with, beside `latents`.
     stats: how natural the noise is.
     pipeline, scheduler, scheduler_config: class names and configuration the inversion was made with.
     """
 
-    latents: torch.Tensor
-    noises: list | None = None
-    timesteps: np.ndarray | None = None
-    start: int = 0
-    residuals: np.ndarray | None = None
-    step_nfe: np.ndarray | None = None
-    nfe: np.ndarray | None = None
-    reasons: list | None = None
-    error: np.ndarray | None = None
-    trajectory: list | None = None
-    corrections: list | None = None
-    corrected: torch.Tensor | None = None
-    correction_size: np.ndarray | None = None
-    correction_cost: np.ndarray | None = None
-    order: str = "reversed"
-    prompt: Any = None
-    call: dict = field(default_factory=dict)
-    pipeline: str | None = None
-    scheduler: str | None = None
-    scheduler_config: dict = field(default_factory=dict)
+    latents: torch.Tensor = field(metadata=TENSOR)
+    noises: list[torch.Tensor] | None = field(default=None, metadata=TENSORS)
+    timesteps: np.ndarray | None = field(default=None, metadata=COMMON_ARRAY)
+    start: int = field(default=0, metadata=COMMON)
+    residuals: np.ndarray | None = field(default=None, metadata=ARRAY)
+    step_nfe: np.ndarray | None = field(default=None, metadata=ARRAY)
+    nfe: np.ndarray | None = field(default=None, metadata=ARRAY)
+    restarts: np.ndarray | None = field(default=None, metadata=ARRAY)
+    rejected: np.ndarray | None = field(default=None, metadata=ARRAY)
+    failed: np.ndarray | None = field(default=None, metadata=ARRAY)
+    reasons: list[str] | None = field(default=None, metadata=LIST)
+    error: np.ndarray | None = field(default=None, metadata=ARRAY)
+    trajectory: list[torch.Tensor] | None = field(default=None, metadata=TENSORS)
+    defects: list[torch.Tensor] | None = field(default=None, metadata=TENSORS)
+    corrected: torch.Tensor | None = field(default=None, metadata=TENSOR)
+    moved: np.ndarray | None = field(default=None, metadata=ARRAY)
+    psnr_loss: np.ndarray | None = field(default=None, metadata=ARRAY)
+    order: str = field(default="reversed", metadata=COMMON)
+    prompt: Any = field(default=None, metadata=PROMPT)
+    call: Call = field(default_factory=Call, metadata=CALL)
+    pipeline: str | None = field(default=None, metadata=COMMON)
+    scheduler: str | None = field(default=None, metadata=COMMON)
+    scheduler_config: dict[str, Any] = field(default_factory=dict, metadata=COMMON)
+
+    def __repr__(self) -> str:
+        shape = " x ".join(map(str, self.latents.shape))
+        lines = [f"latents {shape}, {str(self.latents.dtype).removeprefix('torch.')}, prompt {self.prompt!r}"]
+        if self.timesteps is not None:
+            part = f" from step {self.start} on" if self.start else ""
+            lines.append(f"{self.pipeline}, {self.scheduler}, {len(self.timesteps)} evaluations{part}, {self.order}")
+        if self.nfe is not None and self.residuals is not None:
+            lines.append(f"network evaluations {_range(self.nfe)}, residuals up to {np.nanmax(self.residuals):.1e}")
+        if self.error is not None and not np.isnan(self.error).all():
+            lines.append(f"error {_range(self.error, '.1e')}")
+        if self.reasons is not None:
+            ends = [f"{name} ({self.reasons.count(name)})" for name in dict.fromkeys(self.reasons)]
+            lines.append(f"ended with {', '.join(ends)}")
+        return "InversionOutput(" + "\n    ".join(lines) + ")"
 
     @property
-    def stats(self):
+    def stats(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """How natural the noise is: {name: (value [B], z-score [B])} against white noise of the same size.
 
         "norm": |z| / sqrt(D), 1 for white noise; "mean", "skew", "excess_kurtosis": moments of its elements, 0;
@@ -88,31 +122,27 @@ class InversionOutput(BaseOutput):
             name: (value.numpy(), ((value - natural) / error).numpy()) for name, (value, natural, error) in found.items()
         }
 
-    def split(self):
+    def split(self) -> "list[InversionOutput]":
         """The inversions of the single images, a list of B."""
         count = len(self.latents)
         if count == 1:
             return [self]
-        copies = self.call.get("num_images_per_prompt") or 1
+        whole = self.call.like({**self.call, "prompt": self.prompt}, batch=count)
+        calls = [whole.part(range(i, i + 1)) for i in range(count)]
 
-        def part(name, value, i):
-            if value is None or name in ("timesteps", "start", "order", "pipeline", "scheduler", "scheduler_config"):
+        def part(one, i):
+            value, kind = getattr(self, one.name), one.metadata["kind"]
+            if kind in ("prompt", "call"):
+                return calls[i]["prompt"] if kind == "prompt" else calls[i].kept()
+            if value is None or one.metadata["per"] == "all":
                 return value
-            if name in LISTS:
-                return [one[i : i + 1] for one in value]
-            if name in ("residuals", "step_nfe"):
-                return value[:, i : i + 1]
-            if name == "call":
-                call = {key: _of(key, one, i // copies, count // copies) for key, one in value.items()}
-                return {**call, "num_images_per_prompt": 1} if copies > 1 else call
-            if name == "prompt":
-                return value if isinstance(value, str) else value[i // copies]
-            return value[i : i + 1]
+            if kind == "tensors":
+                return [x[i : i + 1] for x in value]
+            return value[..., i : i + 1] if kind == "array" else value[i : i + 1]
 
-        names = [one.name for one in fields(self)]
-        return [type(self)(**{name: part(name, getattr(self, name), i) for name in names}) for i in range(count)]
+        return [type(self)(**{one.name: part(one, i) for one in fields(self)}) for i in range(count)]
 
-    def plot_residuals(self, axes=None, label=None):
+    def plot_residuals(self, axes: Any = None, label: str | None = None) -> Any:
         """Draw the residual of each step, and of each image, over the timesteps; returns matplotlib's axes.
 
         axes: matplotlib axes; by default a new figure's.  Needs matplotlib.
@@ -121,70 +151,97 @@ class InversionOutput(BaseOutput):
 
         return plot_residuals(self, axes, label)
 
-    def save(self, path):
-        """Write everything to one safetensors file; tensors among the call arguments included.
+    def save(self, path: Any) -> None:
+        """Write everything to one safetensors file; tensors, arrays and images among the call arguments included.
 
-        Raises ValueError if a call argument can be stored neither as a tensor nor as JSON.
+        Raises ValueError if a call argument can be stored neither as one of these nor as JSON.
         """
-        tensors = {"latents": self.latents}
-        if self.corrected is not None:
-            tensors["corrected"] = self.corrected
-        for name in LISTS:
-            tensors.update({f"{name}.{i}": tensor for i, tensor in enumerate(getattr(self, name) or [])})
-        for name in ARRAYS:
-            if getattr(self, name) is not None:
-                tensors[name] = torch.from_numpy(np.ascontiguousarray(getattr(self, name)))
-        call = {}
-        for name, value in self.call.items():
-            if isinstance(value, torch.Tensor):
-                tensors[f"call.{name}"] = value
+        tensors, metadata = {}, {"versions": _versions()}
+        for one in fields(self):
+            value, kind = getattr(self, one.name), one.metadata["kind"]
+            if kind == "tensors":
+                tensors.update({f"{one.name}.{i}": tensor for i, tensor in enumerate(value or [])})
+            elif kind in ("tensor", "array"):
+                if value is not None:
+                    tensors[one.name] = torch.as_tensor(np.ascontiguousarray(value) if kind == "array" else value)
+            elif kind == "call":
+                arguments = {name: _argument(name, part, tensors) for name, part in value.items()}
+                metadata[one.name] = {"arguments": arguments, "nets": value.nets, "shared": value.shared}
             else:
-                call[name] = value
-        metadata = {name: getattr(self, name) for name in ("start", "reasons", "order", "prompt", "pipeline", "scheduler")}
-        metadata.update(call=call, scheduler_config=self.scheduler_config, versions=_versions())
-        try:
-            text = json.dumps(metadata, default=_plain)
-        except TypeError as error:
-            raise ValueError(f"call: an argument cannot be saved: {error}") from error
+                metadata[one.name] = value
+        text = json.dumps(metadata, default=_plain)
         tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
         save_file(tensors, str(path), metadata={"format": FORMAT, "nrinv": text})
 
 
-def concatenate(parts, prompt, call):
-    """The inversion of all images, from those of some of them."""
+def concatenate(parts: list[InversionOutput], prompt: Any, call: Call) -> InversionOutput:
+    """The inversion of all images, from those of some of them; prompt, call: those of all."""
 
-    def join(name):
-        values = [getattr(part, name) for part in parts]
-        if any(value is None for value in values):
-            return None
-        if name in ("latents", "corrected"):
-            return torch.cat(values)
-        if name in LISTS:
+    def join(one):
+        values, kind = [getattr(part, one.name) for part in parts], one.metadata["kind"]
+        if one.name == "order":
+            return values[0] if len(set(values)) == 1 else "passes"
+        if one.metadata["per"] == "all" or values[0] is None:
+            return values[0]
+        if kind == "tensors":
             return [torch.cat(each) for each in zip(*values, strict=True)]
-        return np.concatenate(values, axis=-1)
+        if kind == "list":
+            return [entry for value in values for entry in value]
+        return torch.cat(values) if kind == "tensor" else np.concatenate(values, axis=-1)
 
-    same = {name: getattr(parts[0], name) for name in ("timesteps", "start", "pipeline", "scheduler", "scheduler_config")}
-    names = ("latents", "corrected", *(name for name in ARRAYS if name != "timesteps"), *LISTS)
-    orders = {part.order for part in parts}
-    return InversionOutput(
-        **{name: join(name) for name in names},
-        **same,
-        reasons=[reason for part in parts for reason in part.reasons],
-        order=orders.pop() if len(orders) == 1 else "passes",
-        prompt=parts[0].prompt if prompt is None or isinstance(prompt, str) else prompt,
-        call={**parts[0].call, **call},
-    )
+    own = {"prompt": parts[0].prompt if prompt is None else prompt, "call": call.like({**parts[0].call, **call}).kept()}
+    return InversionOutput(**{one.name: join(one) for one in fields(InversionOutput) if one.name not in own}, **own)
 
 
-def _of(name, value, i, count):
-    """What belongs to image i of `count` in an argument of the pipeline's call; others than prompts are everybody's."""
-    if "prompt" not in name:
+def _range(values, form="d"):
+    low, high = np.nanmin(values), np.nanmax(values)
+    return format(low, form) if low == high else f"{low:{form}}..{high:{form}}"
+
+
+# ---------------------------------------------------------------------------------------------------------------- the file
+
+
+# Kinds of images whose pixels say everything; others are kept as RGB.
+_MODES = ("L", "RGB", "RGBA", "I", "I;16", "F")
+
+
+def _argument(name, value, tensors):
+    packed = _packed(name, value, tensors)
+    try:
+        json.dumps(packed, default=_plain)
+    except TypeError as error:
+        raise ValueError(f"call: argument {name!r} cannot be saved: {error}") from error
+    return packed
+
+
+def _packed(name, value, tensors):
+    """JSON that stands for an argument; the numbers it holds go to `tensors`."""
+    if isinstance(value, dict):
+        return {"dict": {key: _packed(f"{name}.{key}", one, tensors) for key, one in value.items()}}
+    if isinstance(value, (list, tuple)):
+        return {"list": [_packed(f"{name}.{i}", one, tensors) for i, one in enumerate(value)]}
+    if isinstance(value, Image.Image):
+        value = value if value.mode in _MODES else value.convert("RGB")
+        tensors[f"call.{name}"] = torch.from_numpy(np.array(value))
+        return {"image": f"call.{name}"}
+    if isinstance(value, (torch.Tensor, np.ndarray)):
+        tensors[f"call.{name}"] = torch.as_tensor(value)
+        return {"tensor" if isinstance(value, torch.Tensor) else "array": f"call.{name}"}
+    return {"json": value}
+
+
+def _unpacked(packed, tensors):
+    ((kind, value),) = packed.items()
+    if kind == "dict":
+        return {key: _unpacked(one, tensors) for key, one in value.items()}
+    if kind == "list":
+        return [_unpacked(one, tensors) for one in value]
+    if kind == "json":
         return value
-    if isinstance(value, (list, tuple)) and len(value) == count:
-        return value[i]
-    if isinstance(value, torch.Tensor) and value.ndim > 1 and value.shape[0] == count:
-        return value[i : i + 1]
-    return value
+    tensor = tensors[value]
+    if kind == "tensor":
+        return tensor
+    return Image.fromarray(tensor.cpu().numpy()) if kind == "image" else tensor.cpu().numpy()
 
 
 def _plain(value):
@@ -192,7 +249,7 @@ def _plain(value):
         return value.item()
     if isinstance(value, np.ndarray):
         return value.tolist()
-    raise TypeError(f"{type(value).__name__} is neither a tensor nor JSON")
+    raise TypeError(f"{type(value).__name__} is neither a tensor, an image nor JSON")
 
 
 def _versions():
@@ -205,29 +262,51 @@ def _versions():
     return found
 
 
-def load(path, device="cpu"):
-    """Read an `InversionOutput` that `save` has written.
+def load(path: Any, device: Any = "cpu") -> InversionOutput:
+    """Read an `InversionOutput` that `save` has written, its tensors to `device`.
 
     Raises ValueError if the file is missing, truncated, or not such a file.
     """
     try:
         with safe_open(str(path), framework="pt", device=str(device)) as file:
             header = file.metadata() or {}
-            if header.get("format") != FORMAT:
+            if header.get("format") not in (FORMAT, "nrinv-inversion-1"):
                 raise ValueError(f"path: {str(path)!r} is not an inversion saved by nrinv")
             tensors = {name: file.get_tensor(name) for name in file.keys()}
         metadata = json.loads(header["nrinv"])
+        if header["format"] != FORMAT:
+            tensors, metadata = _from_first_format(tensors, metadata)
         return _assemble(tensors, metadata)
     except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"path: {str(path)!r} cannot be read as a saved inversion: {error}") from error
 
 
+def _from_first_format(tensors, metadata):
+    """Files of version 0.1.0: other names, and of the call's arguments only tensors and JSON."""
+    renamed = {}
+    for name, tensor in tensors.items():
+        head, dot, tail = name.partition(".")
+        renamed[_FIRST_FORMAT.get(head, head) + dot + tail] = tensor
+    arguments = {name: {"json": value} for name, value in metadata["call"].items()}
+    arguments.update({name.removeprefix("call."): {"tensor": name} for name in tensors if name.startswith("call.")})
+    return renamed, {**metadata, "call": {"arguments": arguments, "nets": 0, "shared": False}}
+
+
 def _assemble(tensors, metadata):
-    metadata.pop("versions")
-    call = metadata.pop("call")
-    call.update({name.removeprefix("call."): t for name, t in tensors.items() if name.startswith("call.")})
-    fields = {name: tensors[name].cpu().numpy() for name in ARRAYS if name in tensors}
-    for name in LISTS:
-        count = sum(key.startswith(f"{name}.") for key in tensors)
-        fields[name] = [tensors[f"{name}.{i}"] for i in range(count)] or None
-    return InversionOutput(latents=tensors["latents"], corrected=tensors.get("corrected"), call=call, **fields, **metadata)
+    found = {}
+    for one in fields(InversionOutput):
+        name, kind = one.name, one.metadata["kind"]
+        if kind == "tensors":
+            count = sum(key.startswith(f"{name}.") for key in tensors)
+            found[name] = [tensors[f"{name}.{i}"] for i in range(count)] or None
+        elif kind == "tensor":
+            found[name] = tensors["latents"] if name == "latents" else tensors.get(name)
+        elif kind == "array":
+            found[name] = tensors[name].cpu().numpy() if name in tensors else None
+        elif kind == "call":
+            call = metadata[name]
+            arguments = {key: _unpacked(value, tensors) for key, value in call["arguments"].items()}
+            found[name] = Call(arguments, batch=len(tensors["latents"]), nets=call["nets"], shared=call["shared"])
+        else:
+            found[name] = metadata[name]
+    return InversionOutput(**found)

@@ -1,18 +1,48 @@
 """Paths between noises, and their centroids; what is drawn from them changes step by step."""
 
+from typing import Any, TypeVar, overload
+
 import numpy as np
 import torch
 
 from . import _C
-from .host import prompt_embeddings
+from .call import Call, known_names
 from .inversion import InversionOutput
-from .latents import in_space
+from .layout import in_space
+from .prompts import prompt_embeddings
 from .spectral import spectral_points
 
-METHODS = ("spectral", "geodesic", "slerp", "lerp", "variance_preserving")
+METHODS = ("spectral", *_C.PATHS)
+
+Noise = TypeVar("Noise", torch.Tensor, np.ndarray)
 
 
-def interpolate(a, b, num=9, *, method="spectral", spacing="euclidean", seed=0, pipe=None):
+@overload
+def interpolate(
+    a: Noise,
+    b: Noise,
+    num: Any = 9,
+    *,
+    method: str = "spectral",
+    spacing: str = "euclidean",
+    seed: int = 0,
+    pipe: Any = None,
+) -> Noise: ...
+@overload
+def interpolate(
+    a: InversionOutput,
+    b: InversionOutput,
+    num: Any = 9,
+    *,
+    method: str = "spectral",
+    spacing: str = "euclidean",
+    seed: int = 0,
+    pipe: Any = None,
+) -> InversionOutput: ...
+@known_names
+def interpolate(
+    a: Any, b: Any, num: Any = 9, *, method: str = "spectral", spacing: str = "euclidean", seed: int = 0, pipe: Any = None
+) -> Any:
     """Points on the way from noise `a` to noise `b`, both ends included: [num, B, ...], in their dtype and on their device.
 
     a, b: latents [B, ...], torch tensors or NumPy arrays; B ways side by side.  Or two inversions of one image each, made
@@ -28,21 +58,22 @@ def interpolate(a, b, num=9, *, method="spectral", spacing="euclidean", seed=0, 
     spacing: what is equal between the points of a geodesic: "euclidean" length, "angle", or length in the "metric".
     seed: where the ends are opposite, which of all ways round is taken.
 
-    Raises ValueError naming the argument for fewer than 2 points, for shapes or devices that differ, for vectors that are
-    zero or not finite, for ends that are no noise (of a geodesic, a norm below a quarter of natural or 100 times as large;
-    of a spectral way, one below 1e-4 or above 100 times natural in any octave), and for inversions that do not go together.
+    Raises TypeError for an unknown name, ValueError naming the argument for fewer than 2 points, for shapes or devices that
+    differ, for vectors that are zero or not finite, for ends that are no noise (of a geodesic, a norm below a quarter of
+    natural or 100 times as large; of a spectral way, one below 1e-4 or above 100 times natural in any octave), and for
+    inversions that do not go together.
     """
     if isinstance(a, InversionOutput) or isinstance(b, InversionOutput):
         return _between_inversions(a, b, num, pipe, method=method, spacing=spacing, seed=seed)
     return _points(a, b, _fractions(num), method=method, spacing=spacing, seed=seed)[0]
 
 
-def path_length(a, b, *, seed=0):
+def path_length(a: Any, b: Any, *, seed: int = 0) -> np.ndarray:
     """The length [B] float64 of the geodesic between noises a and b [B, ...], in the metric of `interpolate`."""
     return _points(a, b, np.array([0.0]), method="geodesic", spacing="euclidean", seed=seed)[1]
 
 
-def centroid(latents, *, shares=None):
+def centroid(latents: Any, *, shares: Any = None) -> Any:
     """The centroid of noises: in their span, where noise is likeliest, with the least sum of squared angles to them.
 
     How far a noise is off the shell where noise lies, its own fault, does not count.
@@ -112,7 +143,9 @@ def _between_inversions(a, b, num, pipe, *, method, **options):
     if not np.array_equal(a.timesteps, b.timesteps) or (a.scheduler, a.start) != (b.scheduler, b.start):
         raise ValueError("a and b must be inversions with the same sampler: scheduler, steps and strength")
     fractions = _fractions(num)
-    there, back = in_space(pipe, a) if method == "spectral" else (lambda z: z, lambda z: z)
+    there, back = (lambda z: z), (lambda z: z)
+    if method == "spectral":  # the others do without
+        there, back = in_space(pipe, a.latents, a.call.get("height"), a.call.get("width"))
     # The sampler's own noises are noise as well.
     latents, *noises = (
         back(_points(there(x), there(y), fractions, method=method, **options)[0][:, 0])
@@ -149,7 +182,7 @@ def _between_calls(a, b, fractions, pipe):
     prompts = [name for name in a.call if "prompt" in name and not _same(a.call[name], b.call[name])]
     first, second = _one(a.prompt), _one(b.prompt)
     if first == second and not prompts:
-        return first, dict(a.call)
+        return first, Call(a.call)
     if pipe is None:
         raise ValueError(f"pipe must be given to mix the prompts {first!r} and {second!r}")
     found = [
@@ -162,7 +195,7 @@ def _between_calls(a, b, fractions, pipe):
             raise ValueError(f"pipe: {name} of the two prompts cannot be mixed, their shapes differ")
         t = torch.as_tensor(fractions, dtype=torch.float32, device=start.device).view(-1, *(1 for _ in start.shape[1:]))
         call[name] = ((1 - t) * start.float() + t * end.float()).to(start.dtype)
-    return None, call
+    return None, Call(call)
 
 
 def _one(value):

@@ -1,13 +1,14 @@
 """Pictures of what was found: sheets of images, residuals."""
 
 import io
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
 
-def sheet(images, titles=None, *, columns=None, size=1.6):
+def sheet(images: Any, titles: list[str] | None = None, *, columns: int | None = None, size: float = 1.6) -> Image.Image:
     """Images side by side, with titles, as one PIL image.
 
     images: a list, or {title: image}, of PIL images, arrays [H, W, 3] or tensors [3, H, W] (uint8, or floats in 0..1); a

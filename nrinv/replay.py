@@ -2,28 +2,31 @@
 
 import copy
 
+import numpy as np
 import torch
 
+from .derived import Derived, Done, Left
+from .known import slices
 from .sampler import draw_noises, start_at, with_noise
-from .scheduler import Derived, Finished
 
 
 class ReplayScheduler(Derived):
     """The scheduler an inversion was made for, with the noise and the starting point of that inversion.
 
-    scheduler: the stock scheduler.  inv: an `InversionOutput`; its `noises` are used in place of random ones, and a run
-    that was inverted part of the way begins where the inversion ended.  replay: after each evaluation also add what the
-    inversion left there (`inv.corrections`), so that the stored trajectory is met exactly.  sliced: the pipeline takes its
-    part of the timesteps itself, as img2img pipelines do; these start from `add_noise`, which returns the inversion's state.
+    scheduler: the stock scheduler.  pipe: the pipeline it will run in; img2img pipelines take their part of the timesteps
+    themselves and start from `add_noise`, which returns the inversion's state.  inv: an `InversionOutput`; its `noises` are
+    used in place of random ones, and a run that was inverted part of the way begins where the inversion ended.
+    skip: evaluations that are left out at the beginning, whose end the stored trajectory has.  replay: after each evaluation
+    add this share of `inv.defects`; with all of them the stored trajectory is met exactly.
     mask [B, ...] of the sample's shape: after each evaluation only its share of the sample is kept, the rest is the stored
-    trajectory's.
+    trajectory's.  evaluated(j): called after each evaluation.
 
-    Raises ValueError if replay is asked of an inversion without corrections, or a mask of one without trajectory.
+    Raises ValueError if replay is asked of an inversion without defects, or a mask of one without trajectory.
     """
 
-    def __init__(self, scheduler, inv, *, skip=0, replay=0.0, sliced=False, mask=None, evaluated=None):
-        if replay and not inv.corrections:
-            raise ValueError("replay: the inversion holds no corrections; make it with invert(..., replay=True)")
+    def __init__(self, scheduler, pipe, inv, *, skip=0, replay=0.0, mask=None, evaluated=None):
+        if replay and not inv.defects:
+            raise ValueError("replay: the inversion holds no defects; make it with invert(..., return_defects=True)")
         if mask is not None and not inv.trajectory:
             raise ValueError(
                 "mask_image: the inversion holds no trajectory; make it with invert(..., return_trajectory=True)"
@@ -31,12 +34,12 @@ class ReplayScheduler(Derived):
         self._latents = inv.trajectory[skip] if skip else inv.latents
         self._noises = list(inv.noises or [])
         self._replay = float(replay)
-        self._corrections = list(inv.corrections[skip:]) if replay else []
+        self._defects = list(inv.defects[skip:]) if replay else []
         self._trajectory = list(inv.trajectory[skip:]) if inv.trajectory else []
         self._whole, self._start = inv.start, inv.start + skip
         self._stock = scheduler
         self._evaluated = evaluated
-        self._sliced = sliced
+        self._sliced = slices(pipe)
         self._mask = mask
         super().__init__(with_noise(scheduler, self._draw))
 
@@ -92,7 +95,8 @@ class ReplayScheduler(Derived):
 
     def step(self, *args, **kwargs):
         output = self._inner.step(*args, **kwargs)
-        sample = self._correct(self._evaluation, output[0])
+        self.stepped += 1
+        sample = self._amend(self._evaluation, output[0])
         self._evaluation += 1
         if self._evaluated is not None:
             self._evaluated(self._evaluation - 1)
@@ -101,9 +105,9 @@ class ReplayScheduler(Derived):
         output.prev_sample = sample
         return output
 
-    def _correct(self, evaluation, sample):
-        if self._corrections:
-            sample = sample + self._replay * self._corrections[evaluation].to(sample)
+    def _amend(self, evaluation, sample):
+        if self._defects:
+            sample = sample + self._replay * self._defects[evaluation].to(sample)
         if self._mask is not None:
             known = self._trajectory[evaluation + 1].to(sample)
             sample = known + self._mask.to(sample) * (sample - known)
@@ -114,38 +118,39 @@ class Recorder(ReplayScheduler):
     """A stock run that ends with the last evaluation, its end in `sample`; the state is taken from the step, since what
     pipelines return is laid out differently, or decoded.
 
-    trajectory: keep the run on these E + 1 states, and what each evaluation is off them in `corrections`.
+    trajectory: keep the run on these E + 1 states, and what each evaluation misses them by in `defects`.
     """
 
-    def __init__(self, scheduler, inv, *, trajectory=None, **options):
-        super().__init__(scheduler, inv, **options)
+    def __init__(self, scheduler, pipe, inv, *, trajectory=None):
+        super().__init__(scheduler, pipe, inv)
         self._states = trajectory
         self._count = len(inv.timesteps)
         self.sample = None
 
     def set_timesteps(self, *args, **kwargs):
         super().set_timesteps(*args, **kwargs)
-        self.corrections = []
+        self.defects = []
 
     def step(self, *args, **kwargs):
         output = super().step(*args, **kwargs)
         self.sample = output[0]
         if self._evaluation == self._count:
-            raise Finished
+            raise Left(Done())
         return output
 
-    def _correct(self, evaluation, sample):
+    def _amend(self, evaluation, sample):
         if self._states is None:
             return sample
         target = self._states[evaluation + 1].to(sample)
-        self.corrections.append(target - sample)
+        self.defects.append(target - sample)
         return target
 
     def missed(self):
-        """max over samples and evaluations of |correction| / |state|, as [E] tensors per evaluation."""
-        return torch.stack(
-            [
-                c.flatten(1).norm(dim=1) / s.flatten(1).norm(dim=1)
-                for c, s in zip(self.corrections, self._states[1:], strict=True)
-            ]
-        )
+        """[E, B] float64: |defect| / |state| of each evaluation and sample."""
+        pairs = zip(self.defects, self._states[1:], strict=True)
+        return np.array([(norms(defect) / norms(state)) for defect, state in pairs])
+
+
+def norms(x):
+    """The norms [B] of x [B, ...], float64."""
+    return x.flatten(1).norm(dim=1).double().cpu().numpy()

@@ -7,6 +7,7 @@ scheduler is run once on one-hot vectors: what comes back are the coefficients. 
 import copy
 import inspect
 import types
+from typing import Any
 
 import diffusers
 import numpy as np
@@ -14,37 +15,25 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 
 from ._C import Sampler
-from .host import rebind
+from .derived import rebind
+from .known import (
+    MIRRORED,
+    NONLINEAR_OPTIONS,
+    RECTIFIED,
+    REFUSED_SCHEDULERS,
+    TIMESTEP_PER_SAMPLE,
+    USE,
+    USE_FLOW,
+    is_one_of,
+    refusal,
+)
 
 # A scheduler computes in float32 at worst; clipping and thresholding change the result by far more than this.
 LINEAR_TOLERANCE = 1e-3
-# Options of diffusers' schedulers that make a step nonlinear.
-NONLINEAR_OPTIONS = ("clip_sample", "clip_denoised", "thresholding")
 # Columns kept free for noise draws, per evaluation; no scheduler of diffusers 0.42 draws more.
 MAX_DRAWS = 2
 # Elements that check the linearity, beside those that read the coefficients.
 CHECKED = 64
-# What `step` is told by name, and by the loop of the pipelines that have such a scheduler.
-MIRRORED = ("old_pred_original_sample", "timestep_back", "prev_timestep")
-
-TOKENS = "draws discrete tokens: only pipelines with continuous latents can be inverted"
-OTHER_FLOW = "use FlowMatchEulerDiscreteScheduler"
-OTHER = "use DDIMScheduler or EulerDiscreteScheduler"
-# Schedulers that are no linear sampler whatever their configuration: what they do, and what to use instead.
-REFUSED = {
-    "AmusedScheduler": TOKENS,
-    "BlockRefinementScheduler": TOKENS,
-    "DiscreteDDIMScheduler": TOKENS,
-    "EntropyBoundScheduler": TOKENS,
-    "VQDiffusionScheduler": TOKENS,
-    "HeliosDMDScheduler": f"is given its noises and levels by its pipeline; {OTHER_FLOW}",
-    "KarrasVeScheduler": "has its pipeline perturb the sample and correct the step; use EulerDiscreteScheduler",
-    "PiflowScheduler": f"integrates a policy made of many predictions of one network output; {OTHER_FLOW}",
-    "RePaintScheduler": "mixes a known image into each step; use DDIMScheduler",
-    "RFD4ProteinaScheduler": f"steps the tokens of a mask, of two modalities at once; {OTHER_FLOW}",
-    "ScoreSdeVeScheduler": f"corrects each state by a step whose length it takes from the network's output; {OTHER}",
-    "ScoreSdeVpScheduler": f"has no step of its own, its pipeline writes the noise in; {OTHER}",
-}
 
 
 def _rebind(scheduler, replacements):
@@ -129,7 +118,22 @@ def start_at(scheduler, start):
     return scheduler.timesteps[start:]
 
 
-def read_sampler(scheduler, num_inference_steps=None, *, start=0, stop=None, step_kwargs=None):
+def first_evaluation(scheduler, strength):
+    """The evaluation at which a run over the last `strength` of the steps begins, as in img2img pipelines."""
+    if strength == 1:  # some schedulers with timesteps of the user's own do not know how many steps they are
+        return 0
+    steps = int(scheduler.num_inference_steps)
+    return max(steps - min(int(steps * strength), steps), 0) * int(getattr(scheduler, "order", 1))
+
+
+def read_sampler(
+    scheduler: Any,
+    num_inference_steps: int | None = None,
+    *,
+    start: int = 0,
+    stop: int | None = None,
+    step_kwargs: dict[str, Any] | None = None,
+) -> Sampler:
     """Read `scheduler` as a `Sampler`: E evaluations, K noise draws, all coefficients in float64.
 
     scheduler: a diffusers scheduler; it is copied and not touched.  num_inference_steps: set on the copy; without it the
@@ -167,7 +171,7 @@ def read_sampler(scheduler, num_inference_steps=None, *, start=0, stop=None, ste
     return Sampler(timesteps, steps, inputs, _read_levels(scheduler, start, inputs, stop not in (None, whole)))
 
 
-def natural_guess(sampler, target, seed=0):
+def natural_guess(sampler: Sampler, target: torch.Tensor, seed: int = 0) -> torch.Tensor | None:
     """Where the inversion of `target` [B, ...] best starts: a noisy image of the last step's level, S z_0 + sigma n.
 
     Its solution inherits the noise's nature; started from the clean image itself, a step without contraction ends in noise
@@ -186,9 +190,8 @@ def natural_guess(sampler, target, seed=0):
 
 def _check_class(scheduler):
     """Refuse what is known not to be a linear sampler, and what is known to hand `step` more than samples."""
-    for cls in type(scheduler).__mro__:
-        if cls.__name__ in REFUSED:
-            raise ValueError(f"scheduler: {cls.__name__} cannot be inverted: it {REFUSED[cls.__name__]}")
+    if (why := refusal(scheduler, REFUSED_SCHEDULERS)) is not None:
+        raise ValueError(f"scheduler: {why[0]} cannot be inverted: it {why[1]}")
     name = type(scheduler).__name__
     if (stages := _option(scheduler, "stages")) not in (None, 1):
         raise ValueError(
@@ -241,7 +244,7 @@ def _instead(scheduler, **options):
 
 def _alternative(scheduler):
     flow = hasattr(scheduler, "scale_noise") or "Flow" in type(scheduler).__name__
-    return OTHER_FLOW if flow or scheduler.config.get("prediction_type") == "flow_prediction" else OTHER
+    return USE_FLOW if flow or scheduler.config.get("prediction_type") == "flow_prediction" else USE
 
 
 def _nonlinear_message(scheduler):
@@ -309,7 +312,7 @@ def _forward_process(scheduler):
         return added
     if hasattr(scheduler, "alphas_cumprod"):
         return diffused
-    return rectified if isinstance(scheduler, diffusers.LTXEulerAncestralRFScheduler) else None
+    return rectified if is_one_of(scheduler, RECTIFIED) else None
 
 
 # ------------------------------------------------------------------------------------------------------------------- the run
@@ -336,7 +339,7 @@ def _run(scheduler, start, stop, step_kwargs, state, model_output):
             told["timestep_back"] = timesteps[j - 1] if j > 0 else None
         if "prev_timestep" in parameters:
             told["prev_timestep"] = timesteps[j + 1] if j + 1 < len(timesteps) else None
-        if isinstance(scheduler, diffusers.DDPMWuerstchenScheduler):
+        if is_one_of(scheduler, TIMESTEP_PER_SAMPLE):
             timestep = timestep.expand(len(sample))
         try:
             scaled = sample

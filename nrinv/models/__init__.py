@@ -8,7 +8,7 @@ figure of the project comes from them.
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -33,11 +33,11 @@ class DemoImage(NamedTuple):
     licence: str
 
     @property
-    def name(self):
+    def name(self) -> str:
         return f"{self.concept}_{self.style}"
 
 
-def demo_pipeline(kind="turbo", *, torch_dtype=None):
+def demo_pipeline(kind: str = "turbo", *, torch_dtype: Any = None) -> Any:
     """The embedded StableDiffusionPipeline `kind`, "turbo" or "base", on the CPU; loads in a second, offline.
 
     torch_dtype: default float32.  Raises ValueError for another kind.
@@ -70,7 +70,7 @@ def demo_pipeline(kind="turbo", *, torch_dtype=None):
     return pipe
 
 
-def demo_images(split="heldout_pair"):
+def demo_images(split: str | None = "heldout_pair") -> list[DemoImage]:
     """The embedded images of a split, as a list of `DemoImage`; None for all.
 
     "heldout_pair": the models know the concept and the style but have not seen this image.  "heldout_concept": they have
@@ -101,10 +101,10 @@ class Scorer:
     It was trained on the same icons as they were and knows nothing else.
     """
 
-    def __init__(self, model, tokenizer):
+    def __init__(self, model: Any, tokenizer: Any) -> None:
         self.model, self.tokenizer = model, tokenizer
 
-    def image_features(self, images):
+    def image_features(self, images: Any) -> Any:
         """Unit vectors [N, F] float32 of images [N, 3, H, W] in 0..1, of any size; differentiable.
 
         Raises ValueError for another shape.
@@ -118,7 +118,7 @@ class Scorer:
             pixels = F.interpolate(pixels, (SIZE, SIZE), mode="bilinear", antialias=True)
         return F.normalize(self.model.visual_projection(self.model.vision_model(pixels).pooler_output), dim=1)
 
-    def text_features(self, prompts):
+    def text_features(self, prompts: list[str]) -> Any:
         """Unit vectors [M, F] float32 of a list of prompts."""
         import torch
         import torch.nn.functional as F
@@ -128,7 +128,7 @@ class Scorer:
         with torch.no_grad():
             return F.normalize(self.model.text_projection(self.model.text_model(ids.input_ids).pooler_output), dim=1)
 
-    def score(self, images, prompts):
+    def score(self, images: Any, prompts: list[str]) -> Any:
         """Cosines [N, M] of images [N, 3, H, W] in 0..1 and prompts."""
         import torch
 
@@ -136,7 +136,7 @@ class Scorer:
             return self.image_features(images) @ self.text_features(prompts).T
 
 
-def scorer():
+def scorer() -> Scorer:
     """The embedded `Scorer`, on the CPU in float32; loads in a second, offline."""
     import torch
     from transformers import CLIPTokenizer, VisionTextDualEncoderModel

@@ -1,18 +1,24 @@
 """Rare objects: new drawings of a concept the model hardly knows, from the noises of a few images of it."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from diffusers.utils import BaseOutput
 
-from .driver import check_whole
-from .host import RandomState, gradients
+from .call import Call, known_names
+from .images import draw_pixels
 from .inversion import InversionOutput
-from .latents import draw_pixels, has_autoencoder
+from .known import autoencoder
 from .path import centroid, interpolate
-from .pipeline import generate, invert
+from .pipeline import check_whole, generate, invert
+from .session import RandomState, gradients
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+    from .arguments import RareArguments
 
 
 @dataclass
@@ -35,22 +41,23 @@ class RareOutput(BaseOutput):
     diversity: float | None = None
 
 
+@known_names
 def rare(
-    pipe,
-    images,
-    prompt,
-    num=8,
+    pipe: Any,
+    images: Any,
+    prompt: str,
+    num: int = 8,
     *,
-    spread=0.5,
-    refine_seeds=0,
-    rate=0.05,
-    scorer=None,
-    seed=0,
-    reference_prompt=None,
-    output_type="pil",
-    invert_options=None,
-    **pipe_kwargs,
-):
+    spread: float = 0.5,
+    refine_seeds: int = 0,
+    rate: float = 0.05,
+    scorer: Any = None,
+    seed: int = 0,
+    reference_prompt: str | list[str] | None = None,
+    output_type: str = "pil",
+    invert_options: dict[str, Any] | None = None,
+    **pipe_kwargs: "Unpack[RareArguments]",
+) -> RareOutput:
     """Draw `prompt` from noises near those of reference images; returns a `RareOutput`.
 
     The references are inverted.  Each new seed starts from a centroid of their noises with shares of its own (Dirichlet, so
@@ -68,7 +75,8 @@ def rare(
     embedded one, which knows icons; False: none.
     invert_options: further arguments of `invert`.  **pipe_kwargs (num_inference_steps, guidance_scale, ...): of all calls.
 
-    Raises ValueError naming the argument for fewer than 2 images, num below 1, and numbers out of range.
+    Raises TypeError for a name that neither nrinv nor the pipeline knows, ValueError naming the argument for fewer than 2
+    images, num below 1, and numbers out of range.
     """
     _check(num, spread, refine_seeds, rate, seed, scorer)
     if scorer is None:
@@ -101,7 +109,7 @@ def rare(
         timesteps=references.timesteps,
         start=references.start,
         prompt=prompt,
-        call={name: value for name, value in call.items() if "prompt" not in name or name.startswith("negative")},
+        call=Call({name: value for name, value in call.items() if "prompt" not in name or name.startswith("negative")}),
         scheduler=references.scheduler,
         scheduler_config=references.scheduler_config,
     )
@@ -160,7 +168,7 @@ def _describe(out, drawn, references):
 
 def _refined(pipe, start, prompt, call, references, features, scorer, steps, rate):
     """A seed after gradient steps through the sampler: the best by its loss."""
-    if not has_autoencoder(pipe):
+    if autoencoder(pipe) is None:
         raise ValueError(f"refine_seeds: {type(pipe).__name__} has no autoencoder to see its drawings through")
     mean = torch.nn.functional.normalize(features.mean(0), dim=0)
     with torch.no_grad():

@@ -1,16 +1,27 @@
 """Between images and the latents a pipeline samples in."""
 
-import inspect
 import math
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image, ImageOps
 
-from .host import networks, parameters, rebind
+from .known import (
+    autoencoder,
+    channels,
+    has_frames,
+    latent_channels,
+    network,
+    packs,
+    parameters,
+    scale_factor,
+    takes_patches,
+)
+from .layout import pack, unpack
 
 IMAGE_TYPES = "a PIL image, a NumPy array [H, W, 3], a tensor [3, H, W], a path, a list of these, or latents"
 
@@ -93,49 +104,16 @@ def _unit(batch):
     return (batch + 1) / 2 if isinstance(batch, torch.Tensor) and batch.min() < 0 else batch
 
 
-def _network(pipe):
-    for name in ("unet", "transformer", "prior", "decoder"):
-        if getattr(pipe, name, None) is not None:
-            return getattr(pipe, name)
-    raise ValueError(f"pipe: {type(pipe).__name__} has neither a unet nor a transformer")
-
-
-def _autoencoder(pipe):
-    found = (getattr(pipe, name, None) for name in ("vae", "movq", "vqgan", "vqvae"))
-    return next((part for part in found if part is not None), None)
-
-
-def has_autoencoder(pipe):
-    return _autoencoder(pipe) is not None
-
-
 def _vae(pipe):
-    vae = _autoencoder(pipe)
+    vae = autoencoder(pipe)
     if vae is None:
         raise ValueError(f"image: {type(pipe).__name__} has no autoencoder; give latents")
     return vae
 
 
-def _packs(pipe):
-    """Whether the pipeline's latents are patches in a row, [B, N, C]."""
-    return hasattr(pipe, "_pack_latents")
-
-
-def _channels(pipe):
-    """The channels that latents of this pipeline may have: those its autoencoder makes, and those its networks take."""
-    found = set()
-    for part in networks(pipe):
-        config = part.config if isinstance(getattr(part, "config", None), dict) else {}
-        names = ("latent_channels", "z_dim") if hasattr(part, "encode") else ("in_channels", "out_channels")
-        found.update(config.get(name) for name in names)
-        if hasattr(part, "encode") and getattr(pipe, "transformer", None) is not None:  # patches of 2 x 2
-            found.update(4 * config[name] for name in names if config.get(name))
-    return {channels for channels in found if isinstance(channels, int)}
-
-
 def _draws_pixels(pipe):
     """Whether the pipeline has no autoencoder: its latents are the image."""
-    return _autoencoder(pipe) is None and 3 in _channels(pipe)
+    return autoencoder(pipe) is None and 3 in channels(pipe)
 
 
 def is_latents(pipe, image):
@@ -144,14 +122,14 @@ def is_latents(pipe, image):
         return False
     if image.ndim > 4:
         return image.shape[1] != 3
-    channels = _channels(pipe)
+    possible = channels(pipe)
     if image.ndim == 4 and image.shape[1] != 3:
-        return image.shape[1] in channels or not channels
+        return image.shape[1] in possible or not possible
     if image.ndim == 4:
         return _draws_pixels(pipe)
     if image.ndim != 3 or getattr(pipe, "transformer", None) is None:  # patches in a row, or sound
-        return image.ndim == 3 and image.shape[1] in channels and image.shape[0] != 3
-    return (_packs(pipe) and image.shape[-1] in channels) or (image.shape[0] != 3 and image.shape[0] not in channels)
+        return image.ndim == 3 and image.shape[1] in possible and image.shape[0] != 3
+    return (packs(pipe) and image.shape[-1] in possible) or (image.shape[0] != 3 and image.shape[0] not in possible)
 
 
 def read_images(pipe, image, *, height=None, width=None):
@@ -169,8 +147,8 @@ def read_images(pipe, image, *, height=None, width=None):
     batches = [batch for one in images for batch in _to_batches(one)]
     for batch in batches:
         if isinstance(batch, torch.Tensor) and batch.shape[1] != 3:
-            channels = " or ".join(map(str, sorted(_channels(pipe) - {3})))
-            raise ValueError(f"image must have 3 channels, or {channels} if it is latents, got shape {tuple(batch.shape)}")
+            others = " or ".join(map(str, sorted(channels(pipe) - {3})))
+            raise ValueError(f"image must have 3 channels, or {others} if it is latents, got shape {tuple(batch.shape)}")
     processor = getattr(pipe, "image_processor", None) or VaeImageProcessor(vae_scale_factor=scale_factor(pipe))
     pixels = [processor.preprocess(_unit(batch), height=height, width=width) for batch in batches]
     sizes = {tuple(p.shape[-2:]) for p in pixels}
@@ -184,61 +162,16 @@ def _is_one(pipe, image):
     return isinstance(image, torch.Tensor) and image.ndim == 3 and image.shape[0] != 3 and is_latents(pipe, image[None])
 
 
-def scale_factor(pipe):
-    """Pixels of an image per latent."""
-    for name in ("vae_scale_factor", "vae_scale_factor_spatial", "vae_spatial_compression_ratio", "movq_scale_factor"):
-        if getattr(pipe, name, None) is not None:
-            return int(getattr(pipe, name))
-    return 8
-
-
 def image_size(pipe, latents, *, height=None, width=None):
     """{"height": ..., "width": ...} of the image that `latents` stand for, as far as that can be known."""
     if height is None and width is None and latents.ndim > 3:
-        height, width = (n * scale_factor(pipe) * (2 if _takes_patches(pipe) else 1) for n in latents.shape[-2:])
+        height, width = (n * scale_factor(pipe) * (2 if takes_patches(pipe) else 1) for n in latents.shape[-2:])
     known = parameters(pipe)
     return {name: n for name, n in (("height", height), ("width", width)) if n is not None and name in known}
 
 
-def _lay_out(pipe, z, height, width):
-    """Latents [B, C, h, w] of the autoencoder as `latents=` takes them.
-
-    The pipeline's own `prepare_latents` packs them: it is handed them where it would draw noise.
-    """
-    drawn = []
-
-    def draw(shape, *args, **kwargs):
-        drawn.append(z.reshape(shape))
-        return drawn[-1]
-
-    known = {
-        "batch_size": z.shape[0],
-        "num_channels_latents": z.shape[1],
-        "num_latents_channels": z.shape[1],
-        "height": height,
-        "width": width,
-        "num_frames": 1,
-        "layers": 1,
-        "dtype": z.dtype,
-        "device": z.device,
-        "generator": None,
-        "latents": None,
-        "image": None,
-    }
-    prepare = rebind(type(pipe).prepare_latents, randn_tensor=draw)
-    names = [name for name in inspect.signature(prepare).parameters if name != "self"]
-    try:
-        packed = prepare(pipe, **{name: known[name] for name in names if name in known})
-    except (TypeError, RuntimeError, AttributeError) as error:
-        raise ValueError(
-            f"image: {type(pipe).__name__} lays its latents out in a way that cannot be read off it; give latents as its "
-            f"`latents=` takes them ({error})"
-        ) from error
-    return packed[0] if isinstance(packed, tuple) else packed
-
-
 @torch.no_grad()
-def encode(pipe, image, *, height=None, width=None):
+def encode(pipe: Any, image: Any, *, height: int | None = None, width: int | None = None) -> torch.Tensor:
     """The latents [B, ...] that `pipe` would draw `image` from, as its `latents=` takes them, in its dtype, on its device.
 
     image: PIL image, NumPy array [H, W, 3] or [B, H, W, 3], tensor [3, H, W] or [B, 3, H, W] (both uint8, floats in 0..1, or
@@ -253,38 +186,36 @@ def encode(pipe, image, *, height=None, width=None):
     return encode_pixels(pipe, read_images(pipe, image, height=height, width=width))
 
 
-def encode_pixels(pipe, pixels):
-    """`encode` for what `read_images` returns."""
-    device, dtype = pipe._execution_device, _network(pipe).dtype
+def encode_pixels(pipe, pixels, rounds=0):
+    """`encode` for what `read_images` returns; rounds: of z + encode(x) - encode(decode(z)), as the autoencoder allows."""
+    encoded = z = _encode_once(pipe, pixels)
+    for _ in range(0 if is_latents(pipe, pixels) or _draws_pixels(pipe) else rounds):
+        again = decode(pipe, z, height=pixels.shape[-2], width=pixels.shape[-1]) * 2 - 1
+        z = (z.float() + encoded.float() - _encode_once(pipe, again).float()).to(z.dtype)
+    return z
+
+
+def _encode_once(pipe, pixels):
+    device, dtype = pipe._execution_device, network(pipe).dtype
     if is_latents(pipe, pixels) or _draws_pixels(pipe):
         return pixels.to(device=device, dtype=dtype)
     vae = _vae(pipe)
     with _vae_precision(vae) as vae_dtype:
         pixels = pixels.to(device=device, dtype=vae_dtype)
-        encoded = vae.encode(pixels[:, :, None] if _has_frames(vae) else pixels)
+        encoded = vae.encode(pixels[:, :, None] if has_frames(vae) else pixels)
     z = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded[0]
     z = _patches(pipe, z.float())
     mean, std = _statistics(vae, z)
     z = ((z - mean) / std).to(dtype)
-    return _lay_out(pipe, z, *pixels.shape[-2:]) if _packs(pipe) and not _takes_patches(pipe) else z
-
-
-def _takes_patches(pipe):
-    """Flux.2 takes latents as patches [B, 4 C, h / 2, w / 2] and puts them in a row later."""
-    return hasattr(pipe, "_patchify_latents")
+    return pack(pipe, z, *pixels.shape[-2:]) if packs(pipe) and not takes_patches(pipe) else z
 
 
 def _patches(pipe, z):
-    return pipe._patchify_latents(z) if _takes_patches(pipe) else z
-
-
-def _has_frames(vae):
-    """Whether an autoencoder takes videos [B, 3, F, H, W]."""
-    return any(isinstance(module, torch.nn.Conv3d) for module in vae.modules())
+    return pipe._patchify_latents(z) if takes_patches(pipe) else z
 
 
 @torch.no_grad()
-def decode(pipe, latents, *, height=None, width=None):
+def decode(pipe: Any, latents: torch.Tensor, *, height: int | None = None, width: int | None = None) -> torch.Tensor:
     """The images [B, 3, H, W] in 0..1, float32, that the autoencoder of `pipe` makes of `latents`, laid out as in `encode`.
 
     height, width: pixels of the image, needed where latents are packed.
@@ -297,88 +228,41 @@ def draw_pixels(pipe, latents, *, height=None, width=None):
     """`decode` with gradients, and beyond 0..1 where the autoencoder goes beyond."""
     vae = _vae(pipe)
     if latents.ndim == 3:
-        latents = _unpack(pipe, latents, height, width)
+        latents = unpack(pipe, latents, height, width)
     mean, std = _statistics(vae, latents)
     with _vae_precision(vae) as dtype:
         z = latents.float() * std + mean
-        z = pipe._unpatchify_latents(z) if _takes_patches(pipe) else z
+        z = pipe._unpatchify_latents(z) if takes_patches(pipe) else z
         pixels = vae.decode(z.to(device=pipe._execution_device, dtype=dtype), return_dict=False)[0].float()
     pixels = pixels[:, :, 0] if pixels.ndim == 5 else pixels
     return pixels / 2 + 0.5
 
 
-def _unpack(pipe, latents, height, width):
-    """The way back of `_lay_out`."""
-    if height is None or width is None:
-        raise ValueError("height and width must be given to decode packed latents")
-    return _moved(latents, *_places(pipe, height, width))
+def read_mask(mask_image):
+    """A mask [H, W] float32, 1 where the image may change, from one in pixels, as a tensor [1, 1, H, W].
 
-
-def _latent_channels(pipe):
-    config = _vae(pipe).config
-    return config.get("latent_channels") or config.get("z_dim")
-
-
-def _moved(latents, places, shape):
-    return latents.flatten(1)[:, places.to(latents.device)].reshape(-1, *shape)
-
-
-def _places(pipe, height, width):
-    """(where each element of latents [C, (1,) h, w] lies once they are packed, that shape).
-
-    `_lay_out` only moves elements about: pack their numbers and look where they went.
+    Raises ValueError if it is no such image.
     """
-    factor, frames = scale_factor(pipe), (1,) if _has_frames(_vae(pipe)) else ()
-    shape = (_latent_channels(pipe), *frames, height // factor, width // factor)
-    numbers = torch.arange(math.prod(shape), dtype=torch.float64).reshape(1, *shape)
-    return _lay_out(pipe, numbers, height, width).flatten().long().argsort(), shape
-
-
-def in_space(pipe, inv):
-    """(there, back): between latents laid out as those of `inv` and such that are neighbours where the image has them so.
-
-    Both leave alone what is not packed.  Raises ValueError where that cannot be known.
-    """
-    if inv.latents.ndim != 3 or (pipe is not None and not _packs(pipe)):
-        return (lambda z: z), (lambda z: z)
-    height, width = inv.call.get("height"), inv.call.get("width")
-    if pipe is None or height is None or width is None:
-        raise ValueError(
-            "pipe must be given, and height and width when inverting, to find the places of packed latents in the image; "
-            "other methods than spectral do without"
-        )
-    places, shape = _places(pipe, height, width)
-    if len(places) != inv.latents[0].numel():
-        raise ValueError(
-            f"a and b: how {type(pipe).__name__} packs latents {tuple(inv.latents.shape)} is not known; use "
-            "another method than spectral"
-        )
-    back = places.argsort()
-    return (lambda z: _moved(z, places, shape)), (lambda z: _moved(z, back, inv.latents.shape[1:]))
-
-
-def mask_like(pipe, mask_image, inv):
-    """A mask [B, ...] of the shape of an inversion's states, 1 where the image may change, from one [H, W] in pixels.
-
-    Raises ValueError if it is no such image, or if the pipeline lays its states out otherwise than its latents.
-    """
-    if inv.trajectory and inv.trajectory[0].shape != inv.latents.shape:
-        raise ValueError(f"mask_image: {type(pipe).__name__} reorders its latents, so that a mask cannot be laid over them")
     mask = np.asarray(mask_image.convert("L") if isinstance(mask_image, Image.Image) else mask_image, np.float32)
     if mask.ndim != 2 or not np.isfinite(mask).all():
         raise ValueError(f"mask_image must be an image [H, W], got shape {mask.shape}")
-    mask = torch.from_numpy(mask / (255 if mask.max() > 1 else 1))[None, None]
-    packed = inv.latents.ndim == 3
-    size = [inv.call[name] // scale_factor(pipe) for name in ("height", "width")] if packed else inv.latents.shape[-2:]
+    return torch.from_numpy(mask / (255 if mask.max() > 1 else 1))[None, None]
+
+
+def mask_like(pipe, mask_image, latents, height, width):
+    """A mask laid out as `latents` [B, ...] are, 1 where the image may change, from one [H, W] in pixels.
+
+    height, width: of the image, needed where latents are packed.
+    """
+    mask, packed = read_mask(mask_image), latents.ndim == 3
+    size = [n // scale_factor(pipe) for n in (height, width)] if packed else latents.shape[-2:]
     mask = torch.nn.functional.interpolate(mask, size=tuple(size), mode="area")
     if packed:
-        return _lay_out(
-            pipe, mask.expand(1, _latent_channels(pipe), *size).contiguous(), inv.call["height"], inv.call["width"]
-        )
-    return mask[:, :, None] if inv.latents.ndim == 5 else mask
+        return pack(pipe, mask.expand(1, latent_channels(_vae(pipe)), *size).contiguous(), height, width)
+    return mask[:, :, None] if latents.ndim == 5 else mask
 
 
-def psnr(a, b):
+def psnr(a: torch.Tensor, b: torch.Tensor) -> list[float]:
     """Peak signal-to-noise ratio in dB of each pair of images [B, 3, H, W] in 0..1; infinite for equal ones."""
     error = (a.float() - b.float()).pow(2).flatten(1).mean(1)
     return [math.inf if e == 0 else -10 * math.log10(e) for e in error.tolist()]

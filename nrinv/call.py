@@ -1,0 +1,163 @@
+"""The arguments of a pipeline's call: which of them belongs to whom."""
+
+import difflib
+import functools
+import inspect
+from typing import Any
+
+import numpy as np
+import torch
+
+from .known import control_networks, parameters, takes_any, takes_references
+
+# What the arguments of a call for several images are told by, beside the prompts.
+_COPIES = "num_images_per_prompt"
+# What `invert` reads beside the pipeline's own arguments, whether the pipeline knows it or not.
+_SIZE = ("height", "width")
+
+
+def _is_prompt(name):
+    return "prompt" in name and name != _COPIES
+
+
+def _is_image(name):
+    """Control images, masks and the like.  What adapters are given is everybody's."""
+    return ("image" in name or "mask" in name) and not _is_prompt(name) and name != _COPIES and not name.startswith("ip_")
+
+
+class Call(dict):
+    """The keyword arguments of one call of a pipeline that draws `batch` images; the prompt may be among them.
+
+        a prompt's      names with "prompt": lists and tensors with one entry for each of the prompts
+        an image's      names with "image" or "mask": lists, and arrays of at least 4 dimensions (embeddings: 2), with
+                        one entry for each prompt too; of several ControlNets a list of such
+        everybody's     all others, which may be as long as the batch by chance
+        the callback's  names with "callback": they are nothing that draws the image again
+
+    nets: how many ControlNets the pipeline has side by side.  shared: whether its images are references of every prompt.
+    """
+
+    def __init__(self, arguments=(), *, batch=1, nets=0, shared=False):
+        super().__init__(arguments)
+        self.batch, self.nets, self.shared = batch, nets, shared
+
+    @classmethod
+    def of(cls, pipe, arguments, batch):
+        """Raises ValueError if there are neither one nor as many prompts as images, or num_images_per_prompt of each."""
+        call = cls(arguments, batch=batch, nets=control_networks(pipe), shared=takes_references(pipe))
+        if call.copies < 1 or batch % call.copies:
+            raise ValueError(f"{_COPIES} must divide the {batch} images, got {call.copies!r}")
+        call.check_prompt(call.get("prompt"))
+        for name, value in call.items():
+            tensor = name.endswith("prompt_embeds") and isinstance(value, torch.Tensor)
+            if tensor and value.shape[0] not in (1, call.entries):
+                raise ValueError(f"{name} must hold {call.entries} prompts, one for each image, got {value.shape[0]}")
+        return call
+
+    @property
+    def copies(self):
+        return self.get(_COPIES) or 1
+
+    @property
+    def entries(self):
+        """How many prompts there are, one for each `copies` images."""
+        return self.batch // self.copies
+
+    def check_prompt(self, prompt):
+        if prompt is None or isinstance(prompt, str):
+            return
+        if not isinstance(prompt, (list, tuple)) or not all(isinstance(one, str) for one in prompt):
+            raise ValueError(f"prompt must be a string or a list of strings, got {prompt!r}")
+        if len(prompt) != self.entries:
+            images = "one for each image" if self.copies == 1 else f"{self.copies} images each"
+            raise ValueError(f"prompt must be one prompt or {self.entries}, {images}, got {len(prompt)}")
+
+    def like(self, arguments, **changed):
+        """A call with other arguments of the same kind."""
+        return Call(arguments, **{"batch": self.batch, "nets": self.nets, "shared": self.shared, **changed})
+
+    def part(self, samples):
+        """The call that draws some of the images, a range of them; each has its own entries then."""
+        entries = [i // self.copies for i in samples]
+        arguments = {name: self._pick(name, value, entries) for name, value in self.items()}
+        if self.copies > 1:
+            arguments[_COPIES] = 1
+        return self.like(arguments, batch=len(entries))
+
+    def split(self, size=None):
+        """(samples, call) of parts of at most `size` images, all by default."""
+        if size is None or size >= self.batch:
+            return [(slice(0, self.batch), self)]
+        bounds = [(first, min(first + size, self.batch)) for first in range(0, self.batch, size)]
+        return [(slice(*bound), self.part(range(*bound))) for bound in bounds]
+
+    def _pick(self, name, value, entries):
+        least_ndim = 2 if _is_prompt(name) or "embed" in name else 4
+        if _is_image(name) and self.nets and isinstance(value, (list, tuple)):
+            return [self._pick_from(one, entries, least_ndim) for one in value]
+        if _is_prompt(name) or (_is_image(name) and not self.shared):
+            return self._pick_from(value, entries, least_ndim)
+        return value
+
+    def _pick_from(self, value, entries, least_ndim):
+        if isinstance(value, (list, tuple)) and len(value) == self.entries:
+            picked = [value[i] for i in entries]
+            return picked[0] if len(picked) == 1 and isinstance(picked[0], str) else picked
+        if isinstance(value, (torch.Tensor, np.ndarray)) and value.ndim >= least_ndim and len(value) == self.entries:
+            return value[entries]
+        return value
+
+    def spread(self):
+        """One prompt for all becomes one for each: pipelines take the batch size from the prompt."""
+        count = self.entries
+
+        def each(name, value):
+            if not _is_prompt(name) or count == 1:
+                return value
+            if isinstance(value, str):
+                return [value] * count
+            if isinstance(value, torch.Tensor) and value.ndim and value.shape[0] == 1:
+                return value.repeat(count, *(1 for _ in value.shape[1:]))
+            return value
+
+        return self.like({name: each(name, value) for name, value in self.items()})
+
+    def with_prompt(self, prompt):
+        """The call with another prompt: the embeddings of the old one would win over it."""
+        call = self if self.copies == 1 else self.part(range(self.batch))
+        call.check_prompt(prompt)
+        kept = {name: value for name, value in call.items() if not _is_prompt(name) or name.startswith("negative")}
+        return call.like({**kept, "prompt": prompt})
+
+    def kept(self):
+        """What draws the image again."""
+        return self.like({name: value for name, value in self.items() if "callback" not in name and name != "prompt"})
+
+    def for_pipeline(self, pipe):
+        """The arguments that the pipeline's call takes."""
+        return {name: value for name, value in self.items() if name in parameters(pipe) or takes_any(pipe)}
+
+
+def known_names(function):
+    """Make a keyword that neither `function` nor the call of its pipeline takes a TypeError that names the nearest one.
+
+    function: its first argument is the pipeline if it has **keywords, which are the pipeline's then.
+    """
+    own = inspect.signature(function).parameters
+    passes_on = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in own.values())
+
+    @functools.wraps(function)
+    def checked(*args: Any, **kwargs: Any):
+        unknown = [name for name in kwargs if name not in own]
+        if unknown:
+            pipe = args[0] if args else kwargs.get("pipe")
+            names = {*own, *_SIZE, *parameters(pipe)} if passes_on else set(own)
+            unknown = [name for name in unknown if name not in names]
+        if unknown and not (passes_on and takes_any(pipe)):
+            near = difflib.get_close_matches(unknown[0], sorted(names), 1)
+            taker = f"{function.__name__}() and {type(pipe).__name__} take" if passes_on else f"{function.__name__}() takes"
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise TypeError(f"{taker} no argument {unknown[0]!r}{hint}")
+        return function(*args, **kwargs)
+
+    return checked

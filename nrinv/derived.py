@@ -1,0 +1,112 @@
+"""What stand-ins for a scheduler share: how their classes are made, and the outcomes with which they leave a loop."""
+
+import copy
+import functools
+import inspect
+import types
+from dataclasses import dataclass
+from typing import Any
+
+from .known import OPTIONAL_METHODS
+
+# ----------------------------------------------------------------------------------------------------------------- outcomes
+
+
+@dataclass(frozen=True)
+class Done:
+    """The loop is not needed any more.  result: what a machine found, where there is one."""
+
+    result: Any = None
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """The next call of the pipeline goes on from the latents as they are now."""
+
+
+@dataclass(frozen=True)
+class Relayout:
+    """The scheduler steps something else than the latents: find out what, and begin again."""
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The loop takes the evaluations start..stop only: begin again with these."""
+
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Unfollowed:
+    """The pipeline does not do what it is asked to do in this order."""
+
+    why: str
+
+
+class Left(BaseException):
+    """Leaves a pipeline's loop with an outcome.  Not an Exception, so that no handler in between takes it."""
+
+    def __init__(self, outcome=None):
+        super().__init__()
+        self.outcome = outcome
+
+
+# ------------------------------------------------------------------------------------------------------------------ classes
+
+
+def rebind(function, **names):
+    """`function` with other values for some of its global names: patching its module would reach every other caller."""
+    rebound = types.FunctionType(
+        function.__code__, {**function.__globals__, **names}, function.__name__, function.__defaults__, function.__closure__
+    )
+    rebound.__kwdefaults__ = function.__kwdefaults__
+    rebound.__annotations__ = function.__annotations__
+    return rebound
+
+
+def _absent(name):
+    def lookup(self):
+        raise AttributeError(name)
+
+    return property(lookup)
+
+
+@functools.cache
+def _derive(cls, scheduler_class):
+    """`cls` on top of scheduler_class, with the latter's signatures: pipelines look at them to decide what to pass."""
+
+    def with_signature(name):
+        method = getattr(cls, name)
+
+        @functools.wraps(method)
+        def call(self, *args, **kwargs):
+            return method(self, *args, **kwargs)
+
+        call.__signature__ = inspect.signature(getattr(scheduler_class, name))
+        return call
+
+    members = {name: with_signature(name) for name in ("step", "set_timesteps") if hasattr(cls, name)}
+    # Pipelines also look at which methods there are.
+    members.update({name: _absent(name) for name in OPTIONAL_METHODS if not hasattr(scheduler_class, name)})
+    return type(cls.__name__, (cls, scheduler_class), {**members, "__module__": cls.__module__})
+
+
+class Derived:
+    """A copy of a scheduler with some of its methods replaced, of a class derived from its class: configuration, signatures
+    and `isinstance` are what the pipeline expects.
+
+    stepped: how often the pipeline has stepped it, which is how often the network was evaluated.
+    """
+
+    def __new__(cls, scheduler=None, *args, **kwargs):
+        return object.__new__(cls if scheduler is None else _derive(cls, type(scheduler)))
+
+    def __init__(self, inner):
+        self._inner = inner
+        self.__dict__.update(vars(copy.deepcopy(inner)))
+        self.stepped = 0
+
+    def set_timesteps(self, *args, **kwargs):
+        self._inner.set_timesteps(*args, **kwargs)
+        self.__dict__.update(vars(copy.deepcopy(self._inner)))

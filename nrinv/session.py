@@ -1,0 +1,86 @@
+"""What is changed while a stock pipeline runs for us, and put back afterwards, whatever happens."""
+
+import inspect
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+
+from .known import modules
+
+
+@contextmanager
+def swapped_scheduler(pipe, scheduler):
+    """`pipe` with another scheduler; whatever happens, it has its own back afterwards.
+
+    Goes around DiffusionPipeline.__setattr__, which would record the other class in the pipeline's configuration.
+    """
+    own = pipe.scheduler
+    vars(pipe)["scheduler"] = scheduler
+    try:
+        yield scheduler
+    finally:
+        vars(pipe)["scheduler"] = own
+
+
+@contextmanager
+def kept_processors(pipe):
+    """Attention processors a pipeline exchanges for the time of its loop (PAG, SAG) come back when the loop is left."""
+    own = [(module, module.attn_processors) for module in modules(pipe) if hasattr(module, "attn_processors")]
+    try:
+        yield
+    finally:
+        for module, processors in own:
+            now = module.attn_processors
+            if any(now.get(name) is not processor for name, processor in processors.items()):
+                module.set_attn_processor(dict(processors))
+
+
+@contextmanager
+def gradients(pipe, wanted):
+    """What to call the pipeline by; where gradients are wanted, those of the latents alone.
+
+    Pipelines switch gradients off by a decorator.  Parameters are frozen meanwhile: their gradients would only cost memory.
+    """
+    if not wanted:
+        yield pipe
+        return
+    trained = [p for module in modules(pipe) for p in module.parameters() if p.requires_grad]
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        with torch.enable_grad():
+            yield partial(inspect.unwrap(type(pipe).__call__), pipe)
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+class RandomState:
+    """The state of the caller's generators and of the global ones: a call that is repeated must draw the same again."""
+
+    def __init__(self, generator):
+        one = [generator] if isinstance(generator, torch.Generator) else list(generator or [])
+        self._own = [(each, each.get_state()) for each in one]
+        self._cpu = torch.get_rng_state()
+        self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
+
+    def restore(self):
+        for generator, state in self._own:
+            generator.set_state(state)
+        torch.set_rng_state(self._cpu)
+        if self._cuda is not None:
+            torch.cuda.set_rng_state_all(self._cuda)
+
+
+@contextmanager
+def replaced(owner, **values):
+    """Attributes of an instance, for a time; goes around DiffusionPipeline.__setattr__."""
+    own = {name: vars(owner)[name] for name in values if name in vars(owner)}
+    vars(owner).update(values)
+    try:
+        yield
+    finally:
+        for name in values:
+            vars(owner).pop(name, None)
+        vars(owner).update(own)
