@@ -32,18 +32,6 @@ def assert_same_result(found, plain, atol=1e-4):
 # ------------------------------------------------------------------------------------------------------------- arguments
 
 
-def test_the_names_of_ledits_are_understood(turbo, held_out, plain):
-    images, captions, _ = held_out
-    names = {"source_prompt": captions[0], "num_inversion_steps": 4, "source_guidance_scale": 1.0}
-    assert_same_result(nrinv.invert(turbo, images[0], **names), plain)
-    part = nrinv.invert(turbo, images[0], captions[0], skip=0.5, **CALL)
-    assert_same_result(part, nrinv.invert(turbo, images[0], captions[0], strength=0.5, **CALL))
-    for alias, value in {**names, "skip": 0.5}.items():
-        ours = {"prompt": captions[0], **CALL, "strength": 0.75}
-        with pytest.raises(ValueError, match=f"{alias} is another name of .*: give one of them"):
-            nrinv.invert(turbo, images[0], **ours, **{alias: value})
-
-
 def test_the_image_may_be_given_by_name(turbo, held_out, plain):
     assert_same_result(nrinv.invert(turbo, image=held_out[0][0], prompt=held_out[1][0], **CALL), plain)
 
@@ -103,13 +91,13 @@ def test_a_stock_call_with_the_same_generators_draws_the_image_again(turbo, held
         return [seeded(1), seeded(2)] if generators else seeded()
 
     z = nrinv.encode(turbo, images[:2])
-    found = nrinv.invert(turbo, z, captions[:2], generator=generator(), max_nfe=30, depth=8, **CALL)
+    found = nrinv.invert(turbo, z, captions[:2], generator=generator(), max_nfe=30, solver=nrinv.Solver(depth=8), **CALL)
     assert turbo.scheduler is stock
     drawn = turbo(captions[:2], latents=found.latents, generator=generator(), output_type="latent", **CALL).images
     assert ((drawn - z).flatten(1).norm(dim=1) / z.flatten(1).norm(dim=1)).max() < 0.05
     assert torch.allclose(nrinv.generate(turbo, found, output_type="latent").images, drawn, atol=1e-3)
     if generators:
-        alone = nrinv.invert(turbo, z[1:], captions[1], generator=[seeded(2)], max_nfe=30, depth=8, **CALL)
+        alone = nrinv.invert(turbo, z[1:], captions[1], generator=[seeded(2)], max_nfe=30, solver=nrinv.Solver(depth=8), **CALL)
         assert torch.allclose(alone.noises[0][0], found.noises[0][1])
 
 

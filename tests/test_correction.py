@@ -11,7 +11,7 @@ from mixture import BETAS, Mixture, draw
 from test_pipeline import assert_same, fingerprint, with_scheduler
 
 import nrinv
-from nrinv.correction import round_trip_error
+from nrinv.pipeline import round_trip_error
 
 CALL = {"num_inference_steps": 20, "guidance_scale": 3.0}
 
@@ -128,7 +128,7 @@ def test_images_of_the_models_own_are_moved_less(base, held_out):
     own = nrinv.correct(base, drawn.images, captions[:3], radius=None, strength=0.1, **CALL)
     real = nrinv.correct(base, images[:3], captions[:3], radius=None, strength=0.1, **CALL)
     assert own.moved.mean() < 0.7 * real.moved.mean()
-    assert np.isnan(own.cost).all() and np.isfinite(real.cost).all()
+    assert np.isnan(own.psnr_loss).all() and np.isfinite(real.psnr_loss).all()
     assert own.nfe == real.nfe == 4
 
 
@@ -214,8 +214,8 @@ def test_inversion_of_the_corrected_image(base, held_out, tmp_path):
     corrected = nrinv.correct(base, images[:2], captions[:2], **call)
     found = nrinv.invert(base, images[:2], captions[:2], correct=0.05, max_nfe=4, **call)
     assert torch.equal(found.corrected, corrected.latents)
-    np.testing.assert_array_equal(found.correction_size, corrected.moved)
-    np.testing.assert_array_equal(found.correction_cost, corrected.cost)
+    np.testing.assert_array_equal(found.moved, corrected.moved)
+    np.testing.assert_array_equal(found.psnr_loss, corrected.psnr_loss)
     plain = nrinv.invert(base, images[:2], captions[:2], max_nfe=4, **call)
     assert plain.corrected is None
     drawn = nrinv.generate(base, found, output_type="latent").images
@@ -226,7 +226,7 @@ def test_inversion_of_the_corrected_image(base, held_out, tmp_path):
     found.save(tmp_path / "x.safetensors")
     again = nrinv.load(tmp_path / "x.safetensors")
     assert torch.equal(again.corrected, found.corrected)
-    np.testing.assert_array_equal(again.correction_cost, found.correction_cost)
+    np.testing.assert_array_equal(again.psnr_loss, found.psnr_loss)
     assert torch.equal(found.split()[1].corrected, found.corrected[1:])
 
 

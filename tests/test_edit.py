@@ -48,7 +48,7 @@ def test_less_edit_strength_keeps_more_of_the_image(base, held_out):
 
 def test_steps_of_two_evaluations_are_left_out_whole(base, held_out):
     with_scheduler(base, "HeunDiscreteScheduler")
-    inv = inverted(base, held_out, refine=4, num_inference_steps=5)
+    inv = inverted(base, held_out, solver=nrinv.Solver(rounds=4), num_inference_steps=5)
     assert len(inv.timesteps) == 9
     z = inv.trajectory[-1]
     for strength in (0.2, 0.5, 0.8):
@@ -87,7 +87,7 @@ def test_guidance_for_each_evaluation(base, held_out):
 def test_a_share_of_the_replay(turbo, held_out):
     images, captions, _ = held_out
     call = {"num_inference_steps": 4, "guidance_scale": 1.0}
-    inv = nrinv.invert(turbo, images[:2], captions[:2], replay=True, max_nfe=2, **call)
+    inv = nrinv.invert(turbo, images[:2], captions[:2], return_defects=True, max_nfe=2, **call)
     z = nrinv.encode(turbo, images[:2])
     gaps = [
         float(distance(latents(nrinv.generate(turbo, inv, replay=share, output_type="latent")), z).mean())

@@ -46,7 +46,7 @@ def test_tensors_among_the_call_s_arguments(turbo, held_out, tmp_path):
 
 def test_what_cannot_be_saved_is_named(inversion, tmp_path):
     inversion.call["cross_attention_kwargs"] = {"scale": object()}
-    with pytest.raises(ValueError, match="call: an argument cannot be saved: object is neither"):
+    with pytest.raises(ValueError, match="call: argument 'cross_attention_kwargs' cannot be saved: object is neither"):
         inversion.save(tmp_path / "x.safetensors")
     assert not (tmp_path / "x.safetensors").exists()
 

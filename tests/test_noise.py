@@ -1,4 +1,4 @@
-"""Levels and the guess drawn from them, noise that absorbs, seeds, and replay of corrections."""
+"""Levels and the guess drawn from them, noise that absorbs, seeds, and replay of defects."""
 
 import diffusers
 import numpy as np
@@ -104,7 +104,7 @@ def test_other_seeds_find_other_noises_of_the_same_image(turbo, held_out):
     assert distance(found[0].latents, found[1].latents) > 0.1
     for inv in found[:2]:
         assert distance(nrinv.generate(turbo, inv, output_type="latent").images, z) < 3e-2
-    off = [nrinv.invert(turbo, images[0], captions[0], seed=seed, predictor=False, **CALL).latents for seed in (0, 1)]
+    off = [nrinv.invert(turbo, images[0], captions[0], seed=seed, solver=nrinv.Solver(predictor=False), **CALL).latents for seed in (0, 1)]
     assert torch.equal(*off)
 
 
@@ -179,7 +179,7 @@ def test_absorbing_costs_what_recording_costs(turbo, held_out):
     ("name", "config", "options", "missing"),
     [
         ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, {}, "remembers no older network outputs"),
-        ("EulerAncestralDiscreteScheduler", {}, {"refine": 2}, "refine=0"),
+        ("EulerAncestralDiscreteScheduler", {}, {"solver": nrinv.Solver(rounds=2)}, "rounds=0"),
     ],
 )
 def test_where_noise_cannot_absorb(turbo, held_out, name, config, options, missing):
@@ -214,7 +214,7 @@ def test_absorbing_on_the_closed_form_denoiser():
 @pytest.mark.parametrize("solver", ["auto", "newton"])
 def test_unregularised_steps_without_contraction_end_with_a_reason(turbo, held_out, solver):
     with_scheduler(turbo, "LCMScheduler")
-    inv = nrinv.invert(turbo, held_out[0][:2], held_out[1][:2], solver=solver, lam=0.0, prior=0.0, max_nfe=4, **CALL)
+    inv = nrinv.invert(turbo, held_out[0][:2], held_out[1][:2], solver=nrinv.Solver(solver, lam=0.0), max_nfe=4, **CALL)
     assert torch.isfinite(inv.latents).all() and np.isfinite(inv.residuals).all()
     assert set(inv.reasons) <= {"tol", "max_nfe", "stalled", "diverged"}
 
@@ -259,11 +259,11 @@ def test_replay_reconstructs_to_rounding(turbo, held_out, name, config, tmp_path
 
     z = nrinv.encode(turbo, images[:2])
     plain = nrinv.invert(turbo, images[:2], captions[:2], **seeded())
-    inv = nrinv.invert(turbo, images[:2], captions[:2], replay=True, **seeded())
+    inv = nrinv.invert(turbo, images[:2], captions[:2], return_defects=True, **seeded())
     assert torch.equal(inv.latents, plain.latents)
     np.testing.assert_array_equal(inv.residuals, plain.residuals)
-    assert inv.trajectory is None and plain.corrections is None
-    assert len(inv.corrections) == len(inv.timesteps)
+    assert inv.trajectory is None and plain.defects is None
+    assert len(inv.defects) == len(inv.timesteps)
     np.testing.assert_array_equal(inv.nfe, plain.nfe + len(inv.timesteps))
     replayed = nrinv.generate(turbo, inv, replay=True, output_type="latent").images
     assert distance(replayed, z).max() < 1e-5
@@ -272,23 +272,23 @@ def test_replay_reconstructs_to_rounding(turbo, held_out, name, config, tmp_path
     assert distance(drawn, z).max() > 1e-4  # there was something to correct
     inv.save(tmp_path / "x.safetensors")
     loaded = nrinv.load(tmp_path / "x.safetensors")
-    assert all(torch.equal(a, b) for a, b in zip(inv.corrections, loaded.corrections, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(inv.defects, loaded.defects, strict=True))
     assert torch.equal(nrinv.generate(turbo, loaded, replay=True, output_type="latent").images, replayed)
 
 
 def test_replay_part_of_the_way_and_with_the_trajectory_asked_for(base, held_out):
     images, captions, _ = held_out
     call = {"num_inference_steps": 8, "guidance_scale": 1.0, "strength": 0.5}
-    inv = nrinv.invert(base, images[0], captions[0], replay=True, return_trajectory=True, max_nfe=1, **call)
-    assert len(inv.corrections) == 4 and len(inv.trajectory) == 5
+    inv = nrinv.invert(base, images[0], captions[0], return_defects=True, return_trajectory=True, max_nfe=1, **call)
+    assert len(inv.defects) == 4 and len(inv.trajectory) == 5
     z = nrinv.encode(base, images[0])
     assert distance(nrinv.generate(base, inv, replay=True, output_type="latent").images, z) < 1e-5
     assert distance(nrinv.generate(base, inv, output_type="latent").images, z) > 1e-3
 
 
-def test_replay_needs_corrections(turbo, held_out):
+def test_replay_needs_defects(turbo, held_out):
     inv = nrinv.invert(turbo, held_out[0][0], held_out[1][0], max_nfe=1, **CALL)
     own = turbo.scheduler
-    with pytest.raises(ValueError, match=r"replay: the inversion holds no corrections.*replay=True"):
+    with pytest.raises(ValueError, match=r"replay: the inversion holds no defects.*return_defects=True"):
         nrinv.generate(turbo, inv, replay=True)
     assert turbo.scheduler is own

@@ -78,7 +78,7 @@ def test_a_pipeline_of_the_users_that_counts_nothing_stays_reversed(turbo, held_
     found = nrinv.invert(pipe, held_out[0][0], held_out[1][0], **FEW)
     plain = nrinv.invert(turbo, held_out[0][0], held_out[1][0], **FEW)
     assert found.order == "reversed" and torch.allclose(found.latents, plain.latents, atol=1e-5)
-    assert found.nfe[0] == plain.nfe[0] + 4 and found.trajectory is None and found.corrections is None
+    assert found.nfe[0] == plain.nfe[0] + 4 and found.trajectory is None and found.defects is None
 
 
 def test_a_callback_that_changes_the_call_is_run_in_passes(base, held_out):
@@ -135,7 +135,7 @@ def test_passes_of_a_stochastic_scheduler(turbo, held_out):
     assert distance(drawn, z) < 0.05
 
 
-@pytest.mark.parametrize("option", [{"prior": 0.1}, {"solver": "newton"}, {"noise": "absorb"}])
+@pytest.mark.parametrize("option", [{"solver": "newton"}, {"noise": "absorb"}])
 def test_what_passes_cannot_do_is_refused_before_the_network_runs(turbo, held_out, option):
     if "noise" in option:
         turbo.scheduler = diffusers.EulerAncestralDiscreteScheduler.from_config(turbo.scheduler.config)

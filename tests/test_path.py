@@ -13,8 +13,8 @@ from scipy.optimize import minimize
 from scipy.special import gammaln
 
 import nrinv
-from nrinv.host import prompt_embeddings
 from nrinv.path import METHODS
+from nrinv.prompts import prompt_embeddings
 from nrinv.spectral import octaves
 
 CALL = {"num_inference_steps": 4, "guidance_scale": 1.0}

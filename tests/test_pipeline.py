@@ -1,6 +1,7 @@
 """invert and generate with the embedded models: accuracy, and that nothing of the user's is changed."""
 
 import copy
+import dataclasses
 from collections import Counter
 
 import diffusers
@@ -10,9 +11,9 @@ import torch
 from PIL import Image
 
 import nrinv
-from nrinv.latents import psnr
+from nrinv.images import psnr
 
-NAIVE = {"solver": "fixed_point", "max_nfe": 1, "predictor": False}
+NAIVE = {"solver": nrinv.Solver("fixed_point", predictor=False), "max_nfe": 1}
 
 
 def with_scheduler(pipe, name, **config):
@@ -32,7 +33,7 @@ def pixels(output):
 
 
 DDIM = ("DDIMScheduler", {}, {"max_nfe": 40}, ["rocket, noto style", "grinning face, noto style"])
-DPM = ("DPMSolverMultistepScheduler", {"final_sigmas_type": "sigma_min"}, {"refine": 25}, ["grinning face, noto style"])
+DPM = ("DPMSolverMultistepScheduler", {"final_sigmas_type": "sigma_min"}, {"solver": nrinv.Solver(rounds=25)}, ["grinning face, noto style"])
 
 
 def distance(a, b):
@@ -63,7 +64,7 @@ def test_an_image_that_several_noises_draw_is_drawn_again_from_one_of_them(base)
     call = {"num_inference_steps": 20, "guidance_scale": 3.0}
     noise = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(5))[1:]
     drawn = base(captions, latents=noise, output_type="latent", **call).images
-    inv = nrinv.invert(base, drawn, captions, tol=1e-5, max_nfe=60, depth=8, **call)
+    inv = nrinv.invert(base, drawn, captions, tol=1e-5, max_nfe=60, solver=nrinv.Solver(depth=8), **call)
     assert distance(inv.latents, noise).max() > 0.1
     assert distance(nrinv.generate(base, inv, output_type="latent").images, drawn).max() < 1e-3
 
@@ -77,7 +78,7 @@ def test_a_plain_call_of_the_pipeline_draws_the_image_again(base, name, config):
     noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
     call = {"num_inference_steps": 10, "guidance_scale": 1.0}
     drawn = base("yellow heart, noto style", latents=noise, output_type="latent", **call).images
-    inv = nrinv.invert(base, drawn, "yellow heart, noto style", refine=12, max_nfe=2, tol=1e-5, **call)
+    inv = nrinv.invert(base, drawn, "yellow heart, noto style", solver=nrinv.Solver(rounds=12), max_nfe=2, tol=1e-5, **call)
     again = base("yellow heart, noto style", latents=inv.latents, output_type="latent", **inv.call).images
     assert (again - drawn).norm() / drawn.norm() < 1e-4
 
@@ -99,7 +100,7 @@ def test_real_images_through_the_student_in_four_steps(turbo, held_out):
     assert ours >= 27.5
     assert abs(float(inv.latents.flatten(1).norm(dim=1).mean()) / 32 - 1) < 0.2
     assert reconstruct(**NAIVE)[1] < ours - 10
-    assert reconstruct(solver="fixed_point", predictor=False, max_nfe=2)[1] < ours - 10
+    assert reconstruct(**{**NAIVE, "max_nfe": 2})[1] < ours - 10
     assert reconstruct()[1] > 35
 
 
@@ -369,11 +370,9 @@ def test_bad_images(turbo, held_out, image, message):
         ({"solver": "bisection"}, "solver must be"),
         ({"tol": -1.0}, "tol must be"),
         ({"max_nfe": 0}, "max_nfe must be at least 1, got 0"),
-        ({"refine": -2}, "refine must be at least 0, got -2"),
         ({"strength": 0.0}, "strength must be above 0 and at most 1, got 0.0"),
         ({"strength": 1.5}, "strength must be above 0"),
         ({"strength": 0.1}, "strength must cover at least one of 4 steps, got 0.1"),
-        ({"prior": -1.0}, "prior must be"),
         ({"noise": "loud"}, "noise must be"),
         ({"num_inference_steps": 0}, "num_inference_steps must be at least 1"),
         ({"prompt": ["a", "b", "c"]}, "prompt must be one prompt or 2, one for each image, got 3"),
@@ -382,7 +381,8 @@ def test_bad_images(turbo, held_out, image, message):
         ({"num_images_per_prompt": 3}, "num_images_per_prompt must divide the 2 images, got 3"),
         ({"order": "sideways"}, "order must be one of auto, reversed, passes, got 'sideways'"),
         ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
-        ({"source_prompt": "owl, noto style"}, "source_prompt is another name of prompt: give one of them"),
+        ({"solver": 3}, "solver must be one of auto, anderson, fixed_point, newton, or a nrinv.Solver, got 3"),
+        ({"encode": "median"}, "encode must be 'mode', 'refined' or a number of rounds of at least 0, got 'median'"),
         ({"prompt_embeds": torch.zeros(3, 16, 160), "prompt": None}, "prompt_embeds must hold 2 prompts.*got 3"),
     ],
 )
@@ -393,6 +393,57 @@ def test_bad_options_are_refused_before_the_network_runs(turbo, held_out, option
     try:
         with pytest.raises(ValueError, match=message):
             nrinv.invert(turbo, held_out[0][:2], **call)
+    finally:
+        hook.remove()
+    assert not calls
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rounds": -2}, "rounds must be at least 0, got -2"),
+        ({"name": "bisection"}, "solver must be"),
+        ({"depth": 16}, r"depth must be in 0\.\.15, got 16"),
+        ({"atol": float("nan")}, "atol must be a finite number of at least 0"),
+        ({"extrapolation": 2.0}, r"extrapolation must be in 0\.\.1, got 2\.0"),
+        ({"lam": -1.0}, "lam must be"),
+        ({"floor": 0.0}, "floor must be"),
+    ],
+)
+def test_a_solver_refuses_bad_options_when_it_is_made(options, message):
+    with pytest.raises(ValueError, match=message):
+        nrinv.Solver(**options)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        nrinv.Solver().depth = 3
+
+
+@pytest.mark.parametrize("function", ["invert", "generate", "correct", "interpolate", "rare"])
+def test_an_unknown_name_is_a_type_error_that_names_the_nearest(turbo, held_out, function):
+    images, captions, _ = held_out
+    inv = nrinv.invert(turbo, images[:2], captions[:2], num_inference_steps=4, guidance_scale=1.0, max_nfe=1)
+    arguments = {
+        "invert": (turbo, images[0], "owl"),
+        "generate": (turbo, inv),
+        "correct": (turbo, images[0], "owl"),
+        "interpolate": (inv.latents, inv.latents),
+        "rare": (turbo, inv, "owl"),
+    }[function]
+    wrong, near = {
+        "invert": ("max_nef", "max_nfe"),
+        "generate": ("edit_strenght", "edit_strength"),
+        "correct": ("guidance_scal", "guidance_scale"),
+        "interpolate": ("methd", "method"),
+        "rare": ("refine_seed", "refine_seeds"),
+    }[function]
+    calls = []
+    hook = turbo.unet.register_forward_hook(lambda *args: calls.append(1))
+    try:
+        with pytest.raises(TypeError, match=f"no argument '{wrong}'; did you mean '{near}'"):
+            getattr(nrinv, function)(*arguments, **{wrong: 1})
+        if function == "generate":  # text-to-image pipelines take no strength, and inpainting's mask is `mask_image`
+            for name in ("strength", "mask"):
+                with pytest.raises(TypeError, match=f"no argument '{name}'"):
+                    nrinv.generate(turbo, inv, **{name: 0.25})
     finally:
         hook.remove()
     assert not calls
@@ -423,33 +474,34 @@ def test_generate_uses_the_sampler_of_the_inversion(base, held_out):
         nrinv.generate(base, inv, ["a", "b"])
 
 
-def test_a_tuple_on_request(turbo, held_out):
-    call = {"num_inference_steps": 4, "guidance_scale": 1.0}
-    out = nrinv.invert(turbo, held_out[0][0], "owl, noto style", return_dict=False, **call)
-    assert isinstance(out, tuple) and out[0].shape == (1, 4, 16, 16)
+def test_what_the_output_says_of_itself(turbo, held_out):
+    inv = nrinv.invert(turbo, held_out[0][:2], held_out[1][:2], num_inference_steps=4, guidance_scale=1.0, verify=True)
+    lines = repr(inv).splitlines()
+    assert len(lines) == 5 and "latents 2 x 4 x 16 x 16, float32" in lines[0]
+    assert "StableDiffusionPipeline, EulerDiscreteScheduler, 4 evaluations, reversed" in lines[1]
+    assert "network evaluations 20, residuals up to " in lines[2] and "error " in lines[3]
+    assert lines[4] == "    ended with max_nfe (2))"
+    assert isinstance(inv.to_tuple(), tuple) and inv.to_tuple()[0] is inv.latents
 
 
-def test_the_inverse_scheduler_by_hand(turbo, held_out):
+@pytest.mark.parametrize("encode", ["refined", 3])
+def test_a_refined_encoding_is_decoded_nearer_to_the_image(turbo, held_out, encode):
+    images, captions, pixels = held_out
+    call = {"num_inference_steps": 4, "guidance_scale": 1.0, "max_nfe": 12}
+    plain, better = (
+        mean(psnr(nrinv.decode(turbo, nrinv.generate(turbo, inv, output_type="latent").images), pixels[:4]))
+        for inv in (nrinv.invert(turbo, images[:4], captions[:4], encode=how, **call) for how in ("mode", encode))
+    )
+    assert better > plain + 0.3
+
+
+def test_the_precision_of_the_network_sets_the_tolerance(turbo, held_out):
     images, captions, _ = held_out
-    call = {"num_inference_steps": 4, "guidance_scale": 1.0}
-    want = nrinv.invert(turbo, images[0], captions[0], **call)
-    own, z = turbo.scheduler, nrinv.encode(turbo, images[0])
-    turbo.scheduler = nrinv.InverseScheduler(own, latents=z)
-    assert isinstance(turbo.scheduler, type(own)) and turbo.scheduler.config == own.config
-    noise = turbo(captions[0], latents=z, output_type="latent", **call).images
-    assert torch.allclose(noise / float(own.init_noise_sigma), want.latents, atol=1e-5)
-    copied = copy.deepcopy(nrinv.InverseScheduler(own, max_nfe=2))
-    turbo.scheduler = copied
-    turbo(captions[0], latents=z, output_type="latent", **call)
-    assert list(copied.result.nfe) == [8]
-
-
-def test_a_pipeline_that_does_not_follow_its_timesteps_is_found_out(turbo):
-    scheduler = nrinv.InverseScheduler(turbo.scheduler)
-    scheduler.set_timesteps(4)
-    x = torch.zeros(1, 4, 16, 16)
-    with pytest.raises(RuntimeError, match=r"evaluated timestep 999\.0 where 249\.0 was due"):
-        scheduler.step(x, scheduler.timesteps[-1], x)
+    pipe = copy.deepcopy(turbo).to(torch.bfloat16)
+    call = {"num_inference_steps": 4, "guidance_scale": 1.0, "max_nfe": 20}
+    default, tight = (nrinv.invert(pipe, images[0], captions[0], tol=tol, **call) for tol in (None, 1e-4))
+    assert default.reasons == ["tol"] and 1e-4 < default.residuals.max() <= torch.finfo(torch.bfloat16).eps / 2
+    assert default.nfe[0] < tight.nfe[0]
 
 
 def test_ddim_with_eta_is_inverted_with_its_noise(base, held_out):

@@ -57,7 +57,7 @@ def test_a_batch_is_inverted_and_drawn_again_by_a_plain_call(make, scheduler, gu
         return [torch.Generator().manual_seed(seed) for seed in (1, 2, 3)]
 
     drawn = pipe(latents=noise, generator=generators(), output_type="latent", **call).images
-    options = {"max_nfe": 8, "refine": 4} if scheduler == "dpm++2m" else {"max_nfe": 32}
+    options = {"max_nfe": 8, "solver": nrinv.Solver(rounds=4)} if scheduler == "dpm++2m" else {"max_nfe": 32}
     inv = nrinv.invert(pipe, drawn, generator=generators(), tol=1e-6, **options, **call)
     if scheduler != "euler-ancestral":  # fresh noise in every step leaves little of the first in the image
         assert relative(inv.latents, noise) < 1e-3

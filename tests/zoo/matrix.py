@@ -20,11 +20,11 @@ SEED = 5
 # Enough for the hardest; what is easy ends at tol.  Samplers with memory take more steps: nobody uses them with four, and
 # their rounds of correction do not contract there.
 FEW = {"num_inference_steps": 4, "max_nfe": 24, "tol": 2e-5}
-MORE = {"num_inference_steps": 10, "max_nfe": 1, "refine": 20, "tol": 1e-4, "extrapolation": 0.5}
+MORE = {"num_inference_steps": 10, "max_nfe": 1, "tol": 1e-4, "solver": nrinv.Solver(rounds=20, extrapolation=0.5)}
 # Fresh noise in states that hardly contract: fewer steps are solved, but not to the tolerance.
 LONGER = {"sde-dpmsolver 1": 10, "sde-dpmsolver 1, karras": 10, "sde-dpmsolver++ 3, karras": 20}
 # Whole passes of four ancestral steps take many, with a long memory.
-OPTIONS = {"Allegro": {"max_nfe": 150, "depth": 15}}
+OPTIONS = {"Allegro": {"max_nfe": 150, "solver": nrinv.Solver(depth=15)}}
 # What is refused rightly: a part of what is said.
 REFUSED = {
     **dict.fromkeys(

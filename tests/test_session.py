@@ -1,6 +1,4 @@
-"""What nrinv.host and the schedulers do to a pipeline, each on its own."""
-
-import copy
+"""What is done to a pipeline while it is driven, and what is read off it, each on its own."""
 
 import diffusers
 import numpy as np
@@ -8,8 +6,11 @@ import pytest
 import torch
 
 import nrinv
-from nrinv.host import RandomState, compaction, kept_processors, reads_index
-from nrinv.scheduler import Finished, Layout, learn_layout, proportion
+from nrinv.compaction import compaction
+from nrinv.derived import Left
+from nrinv.layout import Layout, learn_layout, proportion
+from nrinv.loops import reads_index
+from nrinv.session import RandomState, kept_processors
 
 
 class Fake:
@@ -141,9 +142,9 @@ def test_a_batch_evaluates_what_its_samples_need(turbo, held_out):
 
 def test_processors_that_a_loop_exchanges_come_back(turbo):
     own = dict(turbo.unet.attn_processors)
-    with pytest.raises(Finished), kept_processors(turbo):
+    with pytest.raises(Left), kept_processors(turbo):
         turbo.unet.set_attn_processor(diffusers.models.attention_processor.AttnProcessor())
-        raise Finished
+        raise Left
     assert all(turbo.unet.attn_processors[name] is one for name, one in own.items())
 
 
@@ -180,7 +181,7 @@ def test_a_layout_is_learnt_from_numbers(dtype):
 
     def call(probe, codes):
         calls.append(codes)
-        with pytest.raises(Finished):
+        with pytest.raises(Left):
             probe.set_timesteps(4)
             probe.step(codes, probe.timesteps[0], packed(codes))
 
@@ -197,7 +198,7 @@ def test_many_elements_take_several_digits():
 
     def call(probe, codes):
         layout_calls.append(float(codes.max()))
-        with pytest.raises(Finished):
+        with pytest.raises(Left):
             probe.step(codes, 0, codes.flip(-1))
 
     latents = torch.zeros(1, 1, 20, 20, dtype=torch.bfloat16)
@@ -210,7 +211,7 @@ def test_many_elements_take_several_digits():
 @pytest.mark.parametrize("spoil", [lambda x: x + 0.5, lambda x: x * 0, lambda x: x[:1]])
 def test_a_sample_that_is_not_made_of_the_latents_is_refused(spoil):
     def call(probe, codes):
-        with pytest.raises(Finished):
+        with pytest.raises(Left):
             probe.step(codes, 0, spoil(codes))
 
     with pytest.raises(ValueError, match="which cannot be inverted"):
@@ -221,12 +222,3 @@ def test_a_layout_without_index_scales():
     layout, x = Layout(80.0), torch.randn(1, 2, 3)
     assert layout.sample(x) is x
     assert torch.allclose(layout.latents(80 * x, x), x)
-
-
-def test_schedulers_can_be_copied_while_they_drive(turbo):
-    scheduler = nrinv.InverseScheduler(turbo.scheduler, max_nfe=2)
-    scheduler.set_timesteps(4)
-    twin = copy.deepcopy(scheduler)
-    x = torch.zeros(1, 4, 16, 16)
-    twin.step(x, twin.timesteps[0], x)
-    assert scheduler.inversion is None and twin.inversion is not None
