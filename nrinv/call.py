@@ -3,7 +3,8 @@
 import difflib
 import functools
 import inspect
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -138,7 +139,10 @@ class Call(dict):
         return {name: value for name, value in self.items() if name in parameters(pipe) or takes_any(pipe)}
 
 
-def known_names(function):
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def known_names(function: F) -> F:
     """Make a keyword that neither `function` nor the call of its pipeline takes a TypeError that names the nearest one.
 
     function: its first argument is the pipeline if it has **keywords, which are the pipeline's then.
@@ -160,4 +164,4 @@ def known_names(function):
             raise TypeError(f"{taker} no argument {unknown[0]!r}{hint}")
         return function(*args, **kwargs)
 
-    return checked
+    return checked  # type: ignore[return-value]

@@ -128,8 +128,8 @@ def stock_scheduler(pipe, inv):
         return own
     if type(own).__name__ == inv.scheduler and _comparable(own.config) == _comparable(inv.scheduler_config):
         return own
-    cls = getattr(diffusers, inv.scheduler, None)
-    if cls is None:
+    cls = getattr(diffusers, str(inv.scheduler), None)
+    if not (isinstance(cls, type) and issubclass(cls, diffusers.SchedulerMixin)):
         raise ValueError(f"inv: diffusers has no scheduler {inv.scheduler}; set it on the pipeline yourself")
     return cls.from_config(inv.scheduler_config)
 

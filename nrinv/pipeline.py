@@ -140,8 +140,9 @@ def invert(
         target = encode_pixels(pipe, pixels[samples], rounds)
         driver = Driver(pipe, target, part, _of_samples(generator, samples, len(pixels)), _size(pipe, pixels))
         one = replace(task, given={**options, "tol": _tolerance(target.dtype) if tol is None else tol})
-        if correct:
-            one = replace(one, correction=_correction(driver, correct, **_CORRECTION))
+        if correct:  # the autoencoder's own error is that of its plain encoding
+            plain = encode_pixels(pipe, pixels[samples]) if rounds else target
+            one = replace(one, correction=_correction(driver, plain, correct, **_CORRECTION))
         out = _find(driver, one, order, verify, return_trajectory, return_defects)
         if correct:
             out = replace(out, psnr_loss=_psnr_loss(driver, pixels[samples], out.corrected))
@@ -454,7 +455,7 @@ def correct(
     given = {"prompt": prompt, "num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
     call = _call(pipe, image, given, pipe_kwargs, len(pixels))
     driver = Driver(pipe, encode_pixels(pipe, pixels), call, generator, _size(pipe, pixels))
-    correction = _correction(driver, strength, rounds, radius, noise, seed, only=True)
+    correction = _correction(driver, driver.target, strength, rounds, radius, noise, seed, only=True)
     order = order if order != "auto" else "passes" if reads_index(pipe) else "reversed"
     if order == "passes" and noise == "inverted":
         raise ValueError(
@@ -488,10 +489,10 @@ def _check_correction(pipe, strength, rounds, radius, noise, seed, order="auto")
         raise ValueError(f"pipe: {type(pipe).__name__} takes a part of the steps itself; give the text-to-image pipeline")
 
 
-def _correction(driver, strength, rounds, radius, noise, seed, only=False):
+def _correction(driver, encoded, strength, rounds, radius, noise, seed, only=False):
     if radius is not None:
         call = driver.call
-        radius = radius * round_trip_error(driver.pipe, driver.target, call.get("height"), call.get("width"))
+        radius = radius * round_trip_error(driver.pipe, encoded, call.get("height"), call.get("width"))
     return Correction(strength, rounds, radius, noise, seed, only)
 
 

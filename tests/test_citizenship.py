@@ -97,7 +97,9 @@ def test_a_stock_call_with_the_same_generators_draws_the_image_again(turbo, held
     assert ((drawn - z).flatten(1).norm(dim=1) / z.flatten(1).norm(dim=1)).max() < 0.05
     assert torch.allclose(nrinv.generate(turbo, found, output_type="latent").images, drawn, atol=1e-3)
     if generators:
-        alone = nrinv.invert(turbo, z[1:], captions[1], generator=[seeded(2)], max_nfe=30, solver=nrinv.Solver(depth=8), **CALL)
+        alone = nrinv.invert(
+            turbo, z[1:], captions[1], generator=[seeded(2)], max_nfe=30, solver=nrinv.Solver(depth=8), **CALL
+        )
         assert torch.allclose(alone.noises[0][0], found.noises[0][1])
 
 

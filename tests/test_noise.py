@@ -104,7 +104,10 @@ def test_other_seeds_find_other_noises_of_the_same_image(turbo, held_out):
     assert distance(found[0].latents, found[1].latents) > 0.1
     for inv in found[:2]:
         assert distance(nrinv.generate(turbo, inv, output_type="latent").images, z) < 3e-2
-    off = [nrinv.invert(turbo, images[0], captions[0], seed=seed, solver=nrinv.Solver(predictor=False), **CALL).latents for seed in (0, 1)]
+    off = [
+        nrinv.invert(turbo, images[0], captions[0], seed=seed, solver=nrinv.Solver(predictor=False), **CALL).latents
+        for seed in (0, 1)
+    ]
     assert torch.equal(*off)
 
 

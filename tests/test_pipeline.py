@@ -33,7 +33,12 @@ def pixels(output):
 
 
 DDIM = ("DDIMScheduler", {}, {"max_nfe": 40}, ["rocket, noto style", "grinning face, noto style"])
-DPM = ("DPMSolverMultistepScheduler", {"final_sigmas_type": "sigma_min"}, {"solver": nrinv.Solver(rounds=25)}, ["grinning face, noto style"])
+DPM = (
+    "DPMSolverMultistepScheduler",
+    {"final_sigmas_type": "sigma_min"},
+    {"solver": nrinv.Solver(rounds=25)},
+    ["grinning face, noto style"],
+)
 
 
 def distance(a, b):
