@@ -32,7 +32,7 @@ static bool loaded;
 #define ATEN(call) \
     do { \
         if (call) { \
-            return NRI_BACKEND; \
+            return failed(); \
         } \
     } while (0)
 
@@ -82,12 +82,14 @@ nri_aten_load(const char *torch_c)
     return missing;
 }
 
-const char *
-nri_aten_error(void)
+/* NRI_BACKEND, with what the last call on this thread said. */
+static nri_status
+failed(void)
 {
     const char *what = aten.torch_exception_get_what_without_backtrace ? aten.torch_exception_get_what_without_backtrace()
                                                                        : NULL;
-    return what && *what ? what : "a libtorch call failed";
+    nri_set_backend_error(what && *what ? what : "a libtorch call failed");
+    return NRI_BACKEND;
 }
 
 static void
@@ -148,7 +150,7 @@ elementwise(const char *op, int n, const AtenTensorHandle *t)
     for (int i = 0; i < n; i++) {
         drop(t[i]);
     }
-    return NRI_BACKEND;
+    return failed();
 }
 
 /* out = x summed over dim; both handles consumed */
@@ -224,7 +226,7 @@ reserve(space *s, int rows)
                                                        aten.aoti_torch_device_type_cpu(), 0, &staging)) {
             drop(small);
             free(host);
-            return NRI_BACKEND;
+            return failed();
         }
         drop(s->small);
         drop(s->staging);
@@ -254,7 +256,7 @@ transfer(space *s, int count, bool to_host)
         status = view_small(s, s->staging, count, 2, &host);
     }
     if (status == NRI_OK && aten.aoti_torch_copy_(to_host ? host : device, to_host ? device : host, 0)) {
-        status = NRI_BACKEND;
+        status = failed();
     }
     drop(device);
     drop(host);
@@ -384,7 +386,7 @@ copy_samples(const space *s, int dst, int src, int64_t b, int64_t n)
     }
     drop(x);
     drop(y);
-    return error ? NRI_BACKEND : NRI_OK;
+    return error ? failed() : NRI_OK;
 }
 
 /* One copy for every run of neighbouring samples. */
@@ -438,21 +440,18 @@ device_of(int32_t dlpack)
     }
 }
 
-/* Copy between a slot, seen with the shape of the tensor, and somebody else's memory; converts the dtype. */
+/* Copy between a slot, seen with the shape of the tensor, and the caller's memory; converts the dtype. */
 static nri_status
 exchange(space *s, int slot, const nri_tensor *t, bool load)
 {
     int64_t strides[64], pitch = 1;
     int32_t device = device_of(t->device_type);
-    if (t->ndim < 1 || t->ndim > 64 || device != s->device || t->shape[0] != s->base.batch) {
+    if (t->ndim > 64 || device != s->device || !nri_space_fits(&s->base, t)) {
         return NRI_BAD_ARGUMENT;
     }
     for (int i = t->ndim - 1; i > 0; i--) {
         strides[i] = pitch;
         pitch *= t->shape[i];
-    }
-    if (pitch != s->base.elements) {
-        return NRI_BAD_ARGUMENT;
     }
     strides[0] = s->base.slots * s->base.elements;
     AtenTensorHandle ours = NULL, theirs = NULL;
@@ -464,7 +463,7 @@ exchange(space *s, int slot, const nri_tensor *t, bool load)
     }
     drop(ours);
     drop(theirs);
-    return error ? NRI_BACKEND : NRI_OK;
+    return error ? failed() : NRI_OK;
 }
 
 static nri_status
@@ -511,7 +510,7 @@ nri_space_create_aten(const nri_tensor *like, int slots, nri_space **out)
         status = empty(s, s->base.batch * slots * s->base.elements, &s->arena);
     }
     if (status == NRI_OK && aten.aoti_torch_zero_(s->arena)) {
-        status = NRI_BACKEND;
+        status = failed();
     }
     if (status != NRI_OK) {
         destroy_aten(&s->base);
