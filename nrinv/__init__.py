@@ -9,7 +9,7 @@
 
 from importlib import import_module
 
-from ._C import Corrected, Correction, Inversion, Request, Result, Sampler, reasons
+from ._C import Inversion, Request, Result, Sampler, reasons
 
 __version__ = "0.1.0"
 
@@ -37,7 +37,7 @@ _LAZY = {
     "sheet": ".plots",
 }
 
-__all__ = ["Corrected", "Correction", "Inversion", "Request", "Result", "Sampler", "reasons", *_LAZY]
+__all__ = ["Inversion", "Request", "Result", "Sampler", "reasons", *_LAZY]
 
 
 def __getattr__(name):
