@@ -49,7 +49,7 @@ refuse(nri_problem *problem, const char *format, ...)
     return NRI_BAD_ARGUMENT;
 }
 
-/* "<name> must be <allowed>, got <x>", x as Python writes it: the fewest digits that tell it apart. */
+/* "<name> must <be what is allowed>, got <x>", x as Python writes it: the fewest digits that tell it apart. */
 static nri_status
 refuse_number(nri_problem *problem, const char *name, const char *allowed, double x)
 {
@@ -60,7 +60,7 @@ refuse_number(nri_problem *problem, const char *name, const char *allowed, doubl
     if (x == rint(x) && fabs(x) < 1e15) {
         snprintf(text, sizeof(text), "%.1f", x);
     }
-    return refuse(problem, "%s must be %s, got %s", name, allowed, text);
+    return refuse(problem, "%s must %s, got %s", name, allowed, text);
 }
 
 /* Each number by itself. */
@@ -87,13 +87,13 @@ check_ranges(const nri_options *o, nri_problem *problem)
     for (size_t i = 0; i < sizeof(numbers) / sizeof(*numbers); i++) {
         double x = numbers[i].value;
         if (!isfinite(x) || x < 0 || (numbers[i].positive && x == 0)) {
-            const char *allowed = numbers[i].positive ? "a finite number above 0" : "a finite number of at least 0";
+            const char *allowed = numbers[i].positive ? "be a finite number above 0" : "be a finite number of at least 0";
             return refuse_number(problem, numbers[i].name, allowed, x);
         }
     }
     return o->extrapolation >= 0 && o->extrapolation <= 1
                ? NRI_OK
-               : refuse_number(problem, "extrapolation", "in 0..1", o->extrapolation);
+               : refuse_number(problem, "extrapolation", "be in 0..1", o->extrapolation);
 }
 
 /* What does not go together, and what the sampler has to have. */
@@ -308,7 +308,7 @@ take_radius(nri_inversion *inv, nri_problem *problem)
     for (int64_t b = 0; inv->radius && b < inv->v->batch; b++) {
         inv->radius[b] = given ? given[b] : INFINITY;
         if (!(inv->radius[b] >= 0)) {
-            return refuse_number(problem, "radius", "a norm of at least 0 for each sample", inv->radius[b]);
+            return refuse_number(problem, "radius", "hold a norm of at least 0 for each sample", inv->radius[b]);
         }
     }
     inv->options.correct_radius = NULL; /* it was borrowed for this call */
