@@ -121,7 +121,8 @@ static nri_status
 check_correction(const nri_options *o, nri_problem *problem)
 {
     if (!o->correct_from) {
-        return o->correct_only ? refuse(problem, "correct_only needs correct_from") : NRI_OK;
+        const char *alone = o->correct_only ? "correct_only" : o->correct_radius ? "radius" : NULL;
+        return alone ? refuse(problem, "%s needs correct_from", alone) : NRI_OK;
     }
     if (o->correct_rounds < 1) {
         return refuse(problem, "correct_rounds must be at least 1, got %d", o->correct_rounds);
