@@ -248,26 +248,13 @@ allocate(nri_inversion *inv)
     int64_t B = inv->v->batch, E = s->evaluations, corrected = from ? B : 0;
     int widest = most(most(s->noises, Z + 1), most(nri_run_slots(s), s->evaluations));
     widest = from ? most(widest, most(from->noises, nri_run_slots(from))) : widest;
+#define ARRAY(member, rows, columns) NRI_ARRAY(nri_inversion, member, rows, columns)
     const nri_array arrays[] = {
-        NRI_ARRAY(nri_inversion, allowance, E, 1),
-        NRI_ARRAY(nri_inversion, residual, E, B),
-        NRI_ARRAY(nri_inversion, error, B, 1),
-        NRI_ARRAY(nri_inversion, surplus, B, 1),
-        NRI_ARRAY(nri_inversion, natural, B, 1),
-        NRI_ARRAY(nri_inversion, coef, B, widest),
-        NRI_ARRAY(nri_inversion, step_nfe, E, B),
-        NRI_ARRAY(nri_inversion, nfe, B, 1),
-        NRI_ARRAY(nri_inversion, reason, B, 1),
-        NRI_ARRAY(nri_inversion, tally.restarts, B, 1),
-        NRI_ARRAY(nri_inversion, tally.rejected, B, 1),
-        NRI_ARRAY(nri_inversion, tally.failed, B, 1),
-        NRI_ARRAY(nri_inversion, idle, B, 1),
-        NRI_ARRAY(nri_inversion, active, B, 1),
-        NRI_ARRAY(nri_inversion, resting, B, 1),
-        NRI_ARRAY(nri_inversion, radius, corrected, 1),
-        NRI_ARRAY(nri_inversion, moved, corrected, 1),
-        NRI_ARRAY(nri_inversion, held, corrected, 1),
-        NRI_ARRAY(nri_inversion, spoiled, corrected, 1),
+        ARRAY(allowance, E, 1),     ARRAY(residual, E, B),       ARRAY(error, B, 1),           ARRAY(surplus, B, 1),
+        ARRAY(natural, B, 1),       ARRAY(coef, B, widest),      ARRAY(step_nfe, E, B),        ARRAY(nfe, B, 1),
+        ARRAY(reason, B, 1),        ARRAY(tally.restarts, B, 1), ARRAY(tally.rejected, B, 1),  ARRAY(tally.failed, B, 1),
+        ARRAY(idle, B, 1),          ARRAY(active, B, 1),         ARRAY(resting, B, 1),         ARRAY(radius, corrected, 1),
+        ARRAY(moved, corrected, 1), ARRAY(held, corrected, 1),   ARRAY(spoiled, corrected, 1),
     };
     inv->block = NRI_CARVE(inv, arrays);
     return inv->block ? NRI_OK : NRI_NO_MEMORY;

@@ -129,15 +129,10 @@ static nri_status
 carve(nri_sampler *s, bool leveled)
 {
     size_t E = (size_t)s->evaluations, K = (size_t)s->noises;
+#define ARRAY(member, rows, columns) NRI_ARRAY(nri_sampler, member, rows, columns)
     const nri_array arrays[] = {
-        NRI_ARRAY(nri_sampler, timesteps, E, 1),
-        NRI_ARRAY(nri_sampler, inputs, E, 1),
-        NRI_ARRAY(nri_sampler, steps, E, 2 * E + K),
-        NRI_ARRAY(nri_sampler, states, E + 1, 1 + E + K),
-        NRI_ARRAY(nri_sampler, back, E, 1 + E + K),
-        NRI_ARRAY(nri_sampler, rest, E, 1),
-        NRI_ARRAY(nri_sampler, levels, leveled, 2 * E + 2),
-        NRI_ARRAY(nri_sampler, singular, E, 1),
+        ARRAY(timesteps, E, 1),    ARRAY(inputs, E, 1), ARRAY(steps, E, 2 * E + K),        ARRAY(states, E + 1, 1 + E + K),
+        ARRAY(back, E, 1 + E + K), ARRAY(rest, E, 1),   ARRAY(levels, leveled, 2 * E + 2), ARRAY(singular, E, 1),
     };
     s->block = NRI_CARVE(s, arrays);
     return s->block ? NRI_OK : NRI_NO_MEMORY;

@@ -40,14 +40,13 @@ nri_status
 nri_solve_create(nri_solve *s)
 {
     int64_t B = s->v->batch, n = s->depth + 1, widest = n < 3 ? 4 : n + 1; /* of solve.c and newton.c */
+#define ARRAY(member, rows, columns) NRI_ARRAY(nri_solve, member, rows, columns)
     const nri_array arrays[] = {
-        NRI_ARRAY(nri_solve, reason, B, 1),    NRI_ARRAY(nri_solve, nfe, B, 1),      NRI_ARRAY(nri_solve, scale, B, 1),
-        NRI_ARRAY(nri_solve, residual, B, 1),  NRI_ARRAY(nri_solve, best, B, 1),     NRI_ARRAY(nri_solve, improved, B, 1),
-        NRI_ARRAY(nri_solve, finished, B, 1),  NRI_ARRAY(nri_solve, failed, B, 1),   NRI_ARRAY(nri_solve, merit, B, 1),
-        NRI_ARRAY(nri_solve, length, B, 1),    NRI_ARRAY(nri_solve, pull, B, 1),     NRI_ARRAY(nri_solve, best_at, B, 1),
-        NRI_ARRAY(nri_solve, restarts, B, 1),  NRI_ARRAY(nri_solve, failures, B, 1), NRI_ARRAY(nri_solve, wants, B, 1),
-        NRI_ARRAY(nri_solve, valid, B, n),     NRI_ARRAY(nri_solve, gram, B, n * n), NRI_ARRAY(nri_solve, dots, B, widest),
-        NRI_ARRAY(nri_solve, coef, B, widest), NRI_ARRAY(nri_solve, mark, B, 1),     NRI_ARRAY(nri_solve, moves, B, 1),
+        ARRAY(reason, B, 1),   ARRAY(nfe, B, 1),      ARRAY(scale, B, 1),     ARRAY(residual, B, 1),  ARRAY(best, B, 1),
+        ARRAY(improved, B, 1), ARRAY(finished, B, 1), ARRAY(failed, B, 1),    ARRAY(merit, B, 1),     ARRAY(length, B, 1),
+        ARRAY(pull, B, 1),     ARRAY(best_at, B, 1),  ARRAY(restarts, B, 1),  ARRAY(failures, B, 1),  ARRAY(wants, B, 1),
+        ARRAY(valid, B, n),    ARRAY(gram, B, n * n), ARRAY(dots, B, widest), ARRAY(coef, B, widest), ARRAY(mark, B, 1),
+        ARRAY(moves, B, 1),
     };
     s->block = NRI_CARVE(s, arrays);
     return s->block ? NRI_OK : NRI_NO_MEMORY;

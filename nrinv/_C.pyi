@@ -5,9 +5,9 @@ import numpy as np
 import numpy.typing as npt
 from _typeshed import structseq
 
-Floats = npt.NDArray[np.float64]
-Integers = npt.NDArray[np.int64]
-Booleans = npt.NDArray[np.bool_]
+_Floats = npt.NDArray[np.float64]
+_Integers = npt.NDArray[np.int64]
+_Booleans = npt.NDArray[np.bool_]
 
 SOLVERS: Final[tuple[str, ...]]
 ORDERS: Final[tuple[str, ...]]
@@ -22,15 +22,15 @@ class Sampler:
     ) -> Sampler: ...
     def __len__(self) -> int: ...
     @property
-    def timesteps(self) -> Floats: ...
+    def timesteps(self) -> _Floats: ...
     @property
-    def inputs(self) -> Floats: ...
+    def inputs(self) -> _Floats: ...
     @property
-    def steps(self) -> Floats: ...
+    def steps(self) -> _Floats: ...
     @property
-    def states(self) -> Floats: ...
+    def states(self) -> _Floats: ...
     @property
-    def levels(self) -> Floats | None: ...
+    def levels(self) -> _Floats | None: ...
     @property
     def num_noises(self) -> int: ...
     @property
@@ -39,7 +39,17 @@ class Sampler:
     def singular(self) -> tuple[int, ...]: ...
 
 @final
-class Request(structseq[Any], tuple[int, float, Any, float, bool, Any | None, Booleans, bool]):
+class Request(structseq[Any], tuple[int, float, Any, float, bool, Any | None, _Booleans, bool]):
+    __match_args__: Final = (
+        "index",
+        "timestep",
+        "sample",
+        "scale",
+        "wants_gradient",
+        "cotangent",
+        "active",
+        "correcting",
+    )
     @property
     def index(self) -> int: ...  # type: ignore[override]
     @property
@@ -53,7 +63,7 @@ class Request(structseq[Any], tuple[int, float, Any, float, bool, Any | None, Bo
     @property
     def cotangent(self) -> Any | None: ...
     @property
-    def active(self) -> Booleans: ...
+    def active(self) -> _Booleans: ...
     @property
     def correcting(self) -> bool: ...
 
@@ -62,34 +72,51 @@ class Result(
     structseq[Any],
     tuple[
         Any,
-        Floats,
-        Integers,
-        Integers,
+        _Floats,
+        _Integers,
+        _Integers,
         list[str],
-        Floats,
+        _Floats,
         int,
         list[Any] | None,
         list[Any] | None,
-        Integers,
-        Integers,
-        Integers,
+        _Integers,
+        _Integers,
+        _Integers,
         Any | None,
-        Floats | None,
-        Booleans | None,
+        _Floats | None,
+        _Booleans | None,
     ],
 ):
+    __match_args__: Final = (
+        "latents",
+        "residuals",
+        "step_nfe",
+        "nfe",
+        "reasons",
+        "error",
+        "evaluations",
+        "trajectory",
+        "noises",
+        "restarts",
+        "rejected",
+        "failed",
+        "corrected",
+        "moved",
+        "held",
+    )
     @property
     def latents(self) -> Any: ...
     @property
-    def residuals(self) -> Floats: ...
+    def residuals(self) -> _Floats: ...
     @property
-    def step_nfe(self) -> Integers: ...
+    def step_nfe(self) -> _Integers: ...
     @property
-    def nfe(self) -> Integers: ...
+    def nfe(self) -> _Integers: ...
     @property
     def reasons(self) -> list[str]: ...
     @property
-    def error(self) -> Floats: ...
+    def error(self) -> _Floats: ...
     @property
     def evaluations(self) -> int: ...
     @property
@@ -97,17 +124,17 @@ class Result(
     @property
     def noises(self) -> list[Any] | None: ...
     @property
-    def restarts(self) -> Integers: ...
+    def restarts(self) -> _Integers: ...
     @property
-    def rejected(self) -> Integers: ...
+    def rejected(self) -> _Integers: ...
     @property
-    def failed(self) -> Integers: ...
+    def failed(self) -> _Integers: ...
     @property
     def corrected(self) -> Any | None: ...
     @property
-    def moved(self) -> Floats | None: ...
+    def moved(self) -> _Floats | None: ...
     @property
-    def held(self) -> Booleans | None: ...
+    def held(self) -> _Booleans | None: ...
 
 @final
 class Inversion:
@@ -147,6 +174,6 @@ class Inversion:
 
 def interpolate(
     a: Any, b: Any, fractions: npt.ArrayLike, direction: Any, *, method: str = "geodesic", spacing: str = "metric"
-) -> tuple[list[Any], Floats]: ...
+) -> tuple[list[Any], _Floats]: ...
 def centroid(latents: Iterable[Any], shares: npt.ArrayLike) -> Any: ...
 def reasons() -> dict[str, str]: ...

@@ -326,7 +326,10 @@ BAD_OPTIONS = [
     ({"floor": 0.0}, r"floor must be a finite number above 0, got 0\.0"),
     ({"max_nfe": 2**31 - 1}, "max_nfe must be at most 268435454 with this sampler, got 2147483647"),
     ({"rounds": 2**31 - 1}, "rounds must be at most [0-9]+ with this sampler and max_nfe, got 2147483647"),
-    ({"correct_from": sampler(), "correct_rounds": 2**30}, "correct_rounds must be at most [0-9]+ with this sampler, got 1073"),
+    (
+        {"correct_from": sampler(), "correct_rounds": 2**30},
+        "correct_rounds must be at most [0-9]+ with this sampler, got 1073",
+    ),
     ({"correct_only": True}, "correct_only needs correct_from"),
     ({"radius": [1.0] * 3}, "radius needs correct_from"),
     ({"draws": [np.zeros(SHAPE, np.float32)]}, "draws must hold 0 tensors.*got 1"),

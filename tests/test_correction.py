@@ -97,7 +97,10 @@ def test_tensors_and_arrays_give_the_same(inverted):
     [
         ({"rounds": 0}, "correct_rounds must be at least 1, got 0"),
         ({"draws": []}, "draws must hold 2 tensors, one for each round with drawn noise, got 0"),
-        ({"noises": [np.zeros((2, 8), np.float32)]}, "correct_noises must hold 0 tensors, each round's noises of correct_from, got 1"),
+        (
+            {"noises": [np.zeros((2, 8), np.float32)]},
+            "correct_noises must hold 0 tensors, each round's noises of correct_from, got 1",
+        ),
         ({"radius": [1.0]}, "radius must hold a norm of at least 0 for each of the 2 samples"),
         ({"radius": [1.0, -1.0]}, "radius must hold a norm of at least 0"),
         ({"radius": [1.0, np.nan]}, "radius must hold a norm of at least 0"),
