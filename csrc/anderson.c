@@ -11,7 +11,7 @@ Source: D. G. Anderson, J. ACM 12 (1965) 547; H. F. Walker and P. Ni, SIAM J. Nu
 */
 #include <math.h>
 
-#include "nrinv.h"
+#include "solve.h"
 
 static const double RIDGE = 1e-10;
 static const double LARGEST = 1e4; /* a sum of larger weights extrapolates rounding errors */

@@ -50,7 +50,4 @@ typedef struct StableListOpaque *StableListHandle;
 /* Find the functions; NULL, or what is missing.  `torch_c` is torch._C.__file__, already loaded. */
 const char *nri_aten_load(const char *torch_c);
 
-/* What the last failed call on this thread said. */
-const char *nri_aten_error(void);
-
 #endif

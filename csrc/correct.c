@@ -8,302 +8,144 @@ of the sampler are run on it, with the prompt and the guidance it will be drawn 
     denoise    s_{j+1} by the sampler
     trust      y = z_0 + d min(1, radius / |d|)      d = s_E - z_0
 
-y = z_0 at first.  What is inverted afterwards is y.  The radius keeps it an encoding of the same image.
+y = z_0 at first.  What is inverted afterwards is y, and the guess of the first step goes along by S_{E-1} (y - z_0).  The
+radius keeps y an encoding of the same image.
+
+The steps are those of `correct_from`, whose coefficients a multistep sampler takes only where it starts there.
 */
 #include <math.h>
-#include <stdlib.h>
 
-#include "run.h"
-
-const nri_correct_options nri_default_correct_options = {.rounds = 2};
-
-/* Fixed slots.  Rows of one combination are neighbours: FINISH IMAGE, LATENT DRAWN, and STATE OUTPUT NOISE. */
-enum { FINISH, IMAGE, LATENT, DRAWN, STATE, OUTPUT, NOISE, STATES };
-
-struct nri_correction {
-    const nri_sampler *sampler;
-    nri_correct_options options;
-    nri_space *v;
-    int outputs, noises;  /* first slots */
-    int round, j;
-    bool inverting, started, waiting, done;
-    int evaluations;
-    double *radius, *norm, *moved, *coef; /* [B], the last [B][widest combination] */
-    bool *held, *failed, *active, *fresh; /* [B]; fresh: not finite in this round */
-    void *block;
-};
+#include "inversion.h"
 
 static int
-per_round(const nri_sampler *s, const nri_correct_options *o)
+first_noise(const nri_inversion *inv)
 {
-    return s->noises + !o->inverted;
-}
-
-static int
-noises(const nri_sampler *s)
-{
-    return STATES + nri_run_slots(s);
+    return inv->correct_noises + inv->round * nri_noises_per_round(&inv->options);
 }
 
 int
-nri_correction_slots(const nri_sampler *sampler, const nri_correct_options *options)
+nri_correct_sample(const nri_inversion *inv)
 {
-    return noises(sampler) + options->rounds * per_round(sampler, options);
-}
-
-int64_t
-nri_correction_max_evaluations(const nri_sampler *sampler, const nri_correct_options *options)
-{
-    return (int64_t)options->rounds * sampler->evaluations * (options->inverted ? 2 : 1);
+    return inv->inverting ? STATE : nri_run_state(&inv->denoise, inv->j);
 }
 
 static nri_status
-check(const nri_sampler *s, const nri_correct_options *o, const nri_space *v, int *step)
+begin_denoising(nri_inversion *inv)
 {
-    if (o->rounds < 1 || v->slots < nri_correction_slots(s, o) || (!o->inverted && !s->levels)) {
-        return NRI_BAD_ARGUMENT;
+    inv->inverting = false;
+    inv->j = 0;
+    return inv->v->ops->copy(inv->v, nri_run_state(&inv->denoise, 0), STATE, NULL);
+}
+
+static nri_status
+begin_round(nri_inversion *inv)
+{
+    const nri_sampler *s = inv->options.correct_from;
+    for (int64_t b = 0; b < inv->v->batch; b++) {
+        inv->spoiled[b] = false;
     }
-    for (int j = 0; o->inverted && j < s->evaluations; j++) {
-        if (s->singular[j]) {
-            *step = j;
-            return NRI_SINGULAR_STEP;
-        }
+    inv->denoise.noises = first_noise(inv);
+    if (inv->options.correct_inverted) {
+        inv->inverting = true;
+        inv->j = s->evaluations - 1;
+        return inv->v->ops->copy(inv->v, STATE, Y, NULL);
     }
-    return NRI_OK;
+    int drawn = first_noise(inv) + s->noises;
+    NRI_TRY(nri_combine_all(inv, STATE, (nri_rows){Y, 2, drawn - Y}, (double[]){s->levels[0], s->levels[1]}));
+    return begin_denoising(inv);
 }
 
 nri_status
-nri_correction_create(const nri_sampler *sampler, const nri_correct_options *options, const double *radius, nri_space *v,
-                      nri_correction **out, int *step)
+nri_begin_correct(nri_inversion *inv)
 {
-    size_t B = (size_t)v->batch, widest = (size_t)most(most(sampler->noises, 3), nri_run_slots(sampler));
-    *out = NULL;
-    *step = -1;
-    NRI_TRY(check(sampler, options, v, step));
-    nri_correction *c = calloc(1, sizeof(*c));
-    if (!c) {
-        return NRI_NO_MEMORY;
-    }
-    *c = (nri_correction){.sampler = sampler, .options = *options, .v = v};
-    c->outputs = STATES + sampler->window + 1;
-    c->noises = noises(sampler);
-    c->block = calloc(1, B * (sizeof(double) * (3 + widest) + 4 * sizeof(bool)));
-    if (!c->block) {
-        free(c);
-        return NRI_NO_MEMORY;
-    }
-    c->radius = c->block;
-    c->norm = c->radius + B;
-    c->moved = c->norm + B;
-    c->coef = c->moved + B;
-    c->held = (bool *)(c->coef + widest * B);
-    c->failed = c->held + B;
-    c->active = c->failed + B;
-    c->fresh = c->active + B;
-    for (size_t b = 0; b < B; b++) {
-        c->radius[b] = radius ? radius[b] : INFINITY;
-        c->active[b] = true;
-    }
-    *out = c;
-    return NRI_OK;
-}
-
-void
-nri_correction_destroy(nri_correction *c)
-{
-    if (c) {
-        free(c->block);
-        free(c);
-    }
-}
-
-int
-nri_correction_image(const nri_correction *c)
-{
-    (void)c;
-    return IMAGE;
-}
-
-int
-nri_correction_draw(const nri_correction *c, int round)
-{
-    return c->noises + round * per_round(c->sampler, &c->options) + c->sampler->noises;
-}
-
-int
-nri_correction_noise(const nri_correction *c, int round, int k)
-{
-    return c->noises + round * per_round(c->sampler, &c->options) + k;
-}
-
-static nri_status
-norms(nri_correction *c, int x, double *out)
-{
-    NRI_TRY(c->v->ops->dots(c->v, x, (nri_rows){x, 1, 1}, out));
-    for (int64_t b = 0; b < c->v->batch; b++) {
-        out[b] = sqrt(out[b]);
-    }
-    return NRI_OK;
-}
-
-static nri_status
-begin_denoising(nri_correction *c, int state)
-{
-    c->inverting = false;
-    c->j = 0;
-    return c->v->ops->copy(c->v, nri_run_state(c->sampler, STATES, 0), state, NULL);
-}
-
-static nri_status
-begin_round(nri_correction *c)
-{
-    const double *level = c->sampler->levels;
-    for (int64_t b = 0; b < c->v->batch; b++) {
-        c->fresh[b] = false;
-    }
-    if (c->options.inverted) {
-        c->inverting = true;
-        c->j = c->sampler->evaluations - 1;
-        return c->v->ops->copy(c->v, STATE, LATENT, NULL);
-    }
-    NRI_TRY(c->v->ops->copy(c->v, DRAWN, nri_correction_draw(c, c->round), NULL));
-    NRI_TRY(nri_combine_same(c->v, c->coef, STATE, (nri_rows){LATENT, 2, 1}, (double[]){level[0], level[1]}));
-    return begin_denoising(c, STATE);
-}
-
-static nri_status
-start(nri_correction *c)
-{
-    NRI_TRY(norms(c, IMAGE, c->norm));
-    for (int64_t b = 0; b < c->v->batch; b++) {
-        if (!isfinite(c->norm[b])) {
-            return NRI_NOT_FINITE;
-        }
-    }
-    NRI_TRY(c->v->ops->copy(c->v, LATENT, IMAGE, NULL));
-    NRI_TRY(begin_round(c));
-    c->started = true;
-    return NRI_OK;
-}
-
-nri_status
-nri_correction_next(nri_correction *c, nri_request *request, bool *done)
-{
-    if (!c->started) {
-        NRI_TRY(start(c));
-    }
-    *done = c->done;
-    c->waiting = !*done;
-    if (!*done) {
-        *request = (nri_request){.index = c->j,
-                                 .timestep = c->sampler->timesteps[c->j],
-                                 .scale = c->sampler->inputs[c->j],
-                                 .slot = c->inverting ? STATE : nri_run_state(c->sampler, STATES, c->j),
-                                 .active = c->active,
-                                 .cotangent = -1};
-    }
-    return NRI_OK;
+    inv->round = 0;
+    return begin_round(inv);
 }
 
 /* An answer that is not finite is taken for 0, and the sample left out of the round's result. */
 static nri_status
-load_answer(nri_correction *c, int dst, const nri_tensor *answer)
+load_sound(nri_inversion *inv, int dst, const nri_tensor *answer)
 {
-    bool any = false;
-    NRI_TRY(c->v->ops->load(c->v, dst, answer));
-    NRI_TRY(norms(c, dst, c->coef));
-    for (int64_t b = 0; b < c->v->batch; b++) {
-        bool bad = !isfinite(c->coef[b]);
-        c->fresh[b] |= bad;
-        any |= bad;
-        c->coef[b] = 0;
+    NRI_TRY(nri_load_answer(inv, dst, answer));
+    NRI_TRY(nri_norms(inv->v, dst, inv->coef));
+    for (int64_t b = 0; b < inv->v->batch; b++) {
+        inv->spoiled[b] |= !isfinite(inv->coef[b]);
     }
-    if (!any) {
-        return NRI_OK;
-    }
-    return c->v->ops->copy(c->v, dst, IMAGE, c->fresh);
+    return inv->v->ops->copy(inv->v, dst, Z0, inv->spoiled);
 }
 
 /* s_j from s_{j+1}, with all outputs it reads taken to be the one at s_{j+1}. */
 static nri_status
-feed_inverting(nri_correction *c, const nri_tensor *answer)
+feed_inverting(nri_inversion *inv, const nri_tensor *answer)
 {
-    const nri_sampler *s = c->sampler;
-    const double *row = back_row(s, c->j);
+    const nri_sampler *s = inv->options.correct_from;
+    const double *row = back_row(s, inv->j);
     double b = 0;
     bool noisy;
-    NRI_TRY(load_answer(c, OUTPUT, answer));
-    for (int k = 0; k <= c->j; k++) {
+    NRI_TRY(load_sound(inv, M_PREV, answer));
+    for (int k = 0; k <= inv->j; k++) {
         b += row[1 + k];
     }
-    NRI_TRY(nri_sum_used(c->v, c->coef, NOISE, nri_correction_noise(c, c->round, 0), s->noises, row + 1 + s->evaluations,
-                         &noisy));
-    NRI_TRY(nri_combine_same(c->v, c->coef, STATE, (nri_rows){STATE, 3, 1},
-                             (double[]){1 / row[0], -b / row[0], noisy ? -1 / row[0] : 0}));
-    c->j--;
-    return c->j >= 0 ? NRI_OK : begin_denoising(c, STATE);
+    NRI_TRY(nri_sum_used(inv->v, inv->coef, NOISE, first_noise(inv), s->noises, row + 1 + s->evaluations, &noisy));
+    NRI_TRY(
+        nri_combine_all(inv, STATE, (nri_rows){STATE, 3, 1}, (double[]){1 / row[0], -b / row[0], noisy ? -1 / row[0] : 0}));
+    return inv->j-- > 0 ? NRI_OK : begin_denoising(inv);
 }
 
-/* Trust what is within the radius. */
+/* Trust what is within the radius; where the round is not finite, the one before stands. */
 static nri_status
-end_round(nri_correction *c)
+end_round(nri_inversion *inv)
 {
-    NRI_TRY(nri_combine_same(c->v, c->coef, STATE, (nri_rows){FINISH, 2, 1}, (double[]){1, -1}));
-    NRI_TRY(norms(c, STATE, c->moved));
-    for (int64_t b = 0; b < c->v->batch; b++) {
-        bool sound = isfinite(c->moved[b]) && !c->fresh[b];
-        double share = sound && c->moved[b] > c->radius[b] ? c->radius[b] / c->moved[b] : 1;
-        c->held[b] = share < 1;
-        c->failed[b] |= !sound;
-        c->fresh[b] = !sound;
-        c->coef[2 * b] = share;
-        c->coef[2 * b + 1] = 1 - share;
+    NRI_TRY(nri_combine_all(inv, STATE, (nri_rows){Z0, 2, END - Z0}, (double[]){-1, 1}));
+    NRI_TRY(nri_norms(inv->v, STATE, inv->moved));
+    for (int64_t b = 0; b < inv->v->batch; b++) {
+        bool sound = isfinite(inv->moved[b]) && !inv->spoiled[b];
+        double share = sound && inv->moved[b] > inv->radius[b] ? inv->radius[b] / inv->moved[b] : 1;
+        inv->held[b] = share < 1;
+        inv->spoiled[b] = !sound;
+        inv->tally.failed[b] += !sound;
+        inv->coef[2 * b] = 1 - share;
+        inv->coef[2 * b + 1] = share;
     }
-    NRI_TRY(c->v->ops->copy(c->v, FINISH, LATENT, c->fresh));
-    NRI_TRY(c->v->ops->combine(c->v, LATENT, (nri_rows){FINISH, 2, 1}, c->coef));
-    c->round++;
-    if (c->round < c->options.rounds) {
-        return begin_round(c);
-    }
-    NRI_TRY(nri_combine_same(c->v, c->coef, STATE, (nri_rows){IMAGE, 2, 1}, (double[]){-1, 1}));
-    NRI_TRY(norms(c, STATE, c->moved));
-    for (int64_t b = 0; b < c->v->batch; b++) {
-        c->moved[b] = c->norm[b] > 0 ? c->moved[b] / c->norm[b] : c->moved[b];
-    }
-    c->done = true;
-    return NRI_OK;
+    NRI_TRY(inv->v->ops->copy(inv->v, END, Y, inv->spoiled));
+    NRI_TRY(nri_run_clean(&inv->denoise, Z0, inv->spoiled));
+    return inv->v->ops->combine(inv->v, Y, (nri_rows){Z0, 2, END - Z0}, inv->coef);
 }
 
+/* The corrected image takes the target's place. */
 static nri_status
-feed_denoising(nri_correction *c, const nri_tensor *answer)
+end_correction(nri_inversion *inv)
 {
-    const nri_sampler *s = c->sampler;
-    int j = c->j, next = j + 1 < s->evaluations ? nri_run_state(s, STATES, j + 1) : FINISH;
-    nri_run run = {s, c->v, STATES, c->outputs, nri_correction_noise(c, c->round, 0), c->coef};
-    NRI_TRY(load_answer(c, nri_run_output(s, c->outputs, j), answer));
-    NRI_TRY(nri_run_step(&run, j, next));
-    c->j = j + 1;
-    return c->j < s->evaluations ? NRI_OK : end_round(c);
+    const nri_options *o = &inv->options;
+    const double *level = inv->sampler->levels;
+    NRI_TRY(nri_combine_all(inv, STATE, (nri_rows){Z0, 2, 1}, (double[]){-1, 1}));
+    NRI_TRY(nri_norms(inv->v, STATE, inv->moved));
+    for (int64_t b = 0; b < inv->v->batch; b++) {
+        inv->moved[b] = inv->target.scale[b] > 0 ? inv->moved[b] / inv->target.scale[b] : inv->moved[b];
+        if (o->correct_only) {
+            inv->reason[b] = inv->tally.failed[b] == o->correct_rounds ? NRI_NON_FINITE : NRI_MAX_NFE;
+        }
+    }
+    if (o->guess && level) {
+        double signal = level[2 * (inv->sampler->evaluations - 1)];
+        NRI_TRY(nri_combine_all(inv, GUESS, (nri_rows){Z0, 4, 1}, (double[]){-signal, signal, 0, 1}));
+    }
+    return inv->v->ops->copy(inv->v, Z0, Y, NULL);
 }
 
 nri_status
-nri_correction_feed(nri_correction *c, const nri_tensor *model_output)
+nri_feed_correct(nri_inversion *inv, const nri_tensor *answer, bool *ended)
 {
-    if (!c->waiting) {
-        return NRI_BAD_ORDER;
+    if (inv->inverting) {
+        return feed_inverting(inv, answer);
     }
-    c->waiting = false;
-    c->evaluations++;
-    return c->inverting ? feed_inverting(c, model_output) : feed_denoising(c, model_output);
-}
-
-nri_status
-nri_correction_result(const nri_correction *c, nri_corrected *result)
-{
-    if (!c->done) {
-        return NRI_BAD_ORDER;
+    int E = inv->options.correct_from->evaluations, next = inv->j + 1 < E ? nri_run_state(&inv->denoise, inv->j + 1) : END;
+    NRI_TRY(load_sound(inv, nri_run_output(&inv->denoise, inv->j), answer));
+    NRI_TRY(nri_run_step(&inv->denoise, inv->j, next));
+    if (++inv->j < E) {
+        return NRI_OK;
     }
-    *result = (nri_corrected){
-        .latents = LATENT, .evaluations = c->evaluations, .moved = c->moved, .held = c->held, .failed = c->failed};
-    return NRI_OK;
+    NRI_TRY(end_round(inv));
+    *ended = ++inv->round == inv->options.correct_rounds;
+    return *ended ? end_correction(inv) : begin_round(inv);
 }

@@ -10,19 +10,14 @@ The forward run Phi, the sampler itself from z_T to the image.  It measures the 
 nri_status
 nri_begin_forward(nri_inversion *inv)
 {
-    inv->phase = FORWARD;
     inv->j = 0;
-    return inv->v->ops->copy(inv->v, nri_run_state(inv->sampler, inv->states, 0), STATE, NULL);
+    return inv->v->ops->copy(inv->v, nri_run_state(&inv->forward, 0), STATE, NULL);
 }
 
-/* A network output that is not finite poisons the rings of its sample, and 0 * NaN would keep it there. */
-static nri_status
-clean_rings(nri_inversion *inv, const bool *failed)
+int
+nri_forward_sample(const nri_inversion *inv)
 {
-    for (int i = inv->states; i < inv->noises; i++) {
-        NRI_TRY(inv->v->ops->copy(inv->v, i, Z0, failed));
-    }
-    return inv->v->ops->copy(inv->v, END, Z0, failed);
+    return nri_run_state(&inv->forward, inv->j);
 }
 
 static void
@@ -34,7 +29,7 @@ log_target(nri_inversion *inv)
         if (s->reason[b] == NRI_NON_FINITE) {
             inv->reason[b] = NRI_NON_FINITE;
         }
-        else if (s->finished[b] && inv->options.refine > 0 && inv->reason[b] != NRI_NON_FINITE) {
+        else if (s->finished[b] && inv->options.rounds > 0 && inv->reason[b] != NRI_NON_FINITE) {
             inv->reason[b] = s->reason[b];
         }
         inv->idle[b] |= s->reason[b] != NRI_RUNNING;
@@ -45,7 +40,6 @@ static nri_status
 end_forward(nri_inversion *inv)
 {
     nri_solve *s = &inv->target;
-    bool running = false, failed = false;
     for (int64_t b = 0; b < inv->v->batch; b++) {
         if (inv->idle[b] && s->reason[b] == NRI_RUNNING) {
             s->reason[b] = NRI_NON_FINITE; /* given up on the way here: nothing is measured */
@@ -53,34 +47,20 @@ end_forward(nri_inversion *inv)
     }
     NRI_TRY(nri_combine_all(inv, nri_solve_f(s), (nri_rows){Z0, 3, 1}, (double[]){1, 1, -1}));
     NRI_TRY(nri_combine_all(inv, nri_solve_r(s), (nri_rows){Z0, 2, END - Z0}, (double[]){1, -1}));
-    NRI_TRY(nri_solve_advance(s, Y));
+    NRI_TRY(nri_solve_feed(s, Y));
     NRI_TRY(nri_keep_best(inv, s->improved));
     log_target(inv);
-    for (int64_t b = 0; b < inv->v->batch; b++) {
-        running |= !inv->idle[b];
-        failed |= s->failed[b];
-    }
-    if (failed) {
-        NRI_TRY(clean_rings(inv, s->failed));
-    }
-    if (running) {
-        return nri_begin_sweep(inv);
-    }
-    inv->phase = DONE;
-    return NRI_OK;
+    NRI_TRY(inv->v->ops->copy(inv->v, END, Z0, s->failed));
+    return nri_run_clean(&inv->forward, Z0, s->failed);
 }
 
 nri_status
-nri_feed_forward(nri_inversion *inv, const nri_tensor *model_output)
+nri_feed_forward(nri_inversion *inv, const nri_tensor *answer, bool *ended)
 {
-    const nri_sampler *s = inv->sampler;
-    int j = inv->j, next = j + 1 < s->evaluations ? nri_run_state(s, inv->states, j + 1) : END;
-    nri_run run = {s, inv->v, inv->states, inv->outputs, inv->noises, inv->coef};
-    NRI_TRY(nri_load_answer(inv, nri_run_output(s, inv->outputs, j), model_output));
-    NRI_TRY(nri_run_step(&run, j, next));
-    if (inv->trajectory >= 0) {
-        NRI_TRY(inv->v->ops->copy(inv->v, inv->trajectory + j + 1, next, NULL));
-    }
-    inv->j = j + 1;
-    return inv->j < s->evaluations ? NRI_OK : end_forward(inv);
+    int E = inv->sampler->evaluations, next = inv->j + 1 < E ? nri_run_state(&inv->forward, inv->j + 1) : END;
+    NRI_TRY(nri_load_answer(inv, nri_run_output(&inv->forward, inv->j), answer));
+    NRI_TRY(nri_run_step(&inv->forward, inv->j, next));
+    NRI_TRY(nri_keep_state(inv, inv->j + 1, next));
+    *ended = ++inv->j == E;
+    return *ended ? end_forward(inv) : NRI_OK;
 }

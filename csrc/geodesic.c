@@ -318,7 +318,7 @@ nri_geodesic_solve(const nri_shell *shell, double norm_a, double norm_b, double 
     /* u beyond which the way along the circle is longer than theta */
     double along = shell->least / (shell->star * sqrt(2 * shell->kappa * shell->least)), far = theta / along + 60;
     *out = (nri_geodesic){.shell = shell, .theta = theta};
-    /* Nobody is on the circle exactly; which side is taken does not matter. */
+    /* Nudge r = r* off the circle; the side does not matter. */
     a = fabs(a) < FLAT / 1e3 ? (b < 0 ? -FLAT : FLAT) / 1e3 : a;
     b = fabs(b) < FLAT / 1e3 ? (a < 0 ? -FLAT : FLAT) / 1e3 : b;
     bool same = (a < 0) == (b < 0);

@@ -1,91 +1,85 @@
 /*
-What the parts of an inversion share: invert.c hands out requests, sweep.c, passes.c and forward.c make and answer them,
-absorb.c has what noisy steps do differently.
+What the phases of an inversion share.
+
+A phase has a `begin` and a `feed`, which takes the answer to a request and says whether the phase has ended.  No phase
+knows another: invert.c alone decides which comes next.  A phase is one step of a sweep (sweep.c, absorb.c), all passes
+(passes.c), a forward run (forward.c), or the correction of the target (correct.c).
 */
 #ifndef NRINV_INVERSION_H
 #define NRINV_INVERSION_H
 
-#include <stddef.h>
-
-#include "nrinv.h"
 #include "run.h"
+#include "solve.h"
 
-/* Fixed slots.  Rows of one linear combination are neighbours: STATE M_PREV NOISE, C M MU Z, and Z0 Y END GUESS. */
-enum {
-    STATE,
-    M_PREV,
-    NOISE,
-    C,
-    M,
-    MU,
-    Z,
-    BEST_F,
-    BEST_R,
-    SPARE,
-    Z0,
-    Y,
-    END,
-    GUESS,
-    BEST,
-    TARGET_BEST_F,
-    TARGET_BEST_R,
-    RINGS
-};
-
-typedef enum { SWEEP, PASS, FORWARD, DONE } nri_phase;
+/* Fixed slots.  Rows of one linear combination are neighbours: STATE M_PREV NOISE, C M Z, and Z0 Y END GUESS. */
+enum { STATE, M_PREV, NOISE, C, M, Z, BEST_F, BEST_R, SPARE, Z0, Y, END, GUESS, BEST, TARGET_BEST_F, TARGET_BEST_R, RINGS };
 
 struct nri_inversion {
     const nri_sampler *sampler;
     nri_options options;
     nri_space *v;
-    nri_solve step, target;
+    nri_solve step, target; /* the equation of a step or of all passes; that of the rounds, y = y + z_0 - Phi(Psi(y)) */
     bool measure;       /* forward runs take place */
-    nri_phase phase;
+    int phase;          /* of invert.c */
     bool waiting;       /* a request is out */
     bool started;
     int j;              /* step of the current evaluation */
     bool have_prev;     /* M_PREV holds m_{j+1} */
-    bool gradient;      /* the request is for a gradient */
     int absorbs;        /* the noise that takes up the current step, or -1 */
-    double beta, prior; /* of the current step; prior is 0 as long as there is no mu */
-    int states, outputs; /* rings of the forward run, window + 1 and window slots, then one for its noise */
+    double beta;        /* of the current step */
+    nri_run forward;    /* of the sampler */
     int passes;         /* first slot of passes.c */
     nri_space *stack;   /* NRI_PASSES: the iterate of `step` is a whole trajectory */
-    int noises, trajectory, best_trajectory; /* first slots, the last two -1 if not kept */
+    int trajectory, best_trajectory; /* first slots, -1 if not kept */
     int evaluations;
-    double *residual, *error;        /* [E][B], [B] */
-    double *defect;                  /* [B] |f(z) - z| of the last evaluation, where a prior keeps it apart from |r| */
-    double *coef;                    /* [B][widest combination] */
-    int *step_nfe, *nfe;             /* [E][B], [B] */
-    nri_reason *reason;              /* [B] */
-    bool *idle;                      /* [B] done with, or given up: the sample is left alone */
-    bool *active, *resting;          /* [B] the request counts for the sample, and the opposite */
+
+    /* correct.c */
+    nri_run denoise;    /* of correct_from; in the rings of `forward`, where there are any */
+    int correct_noises; /* first slot of the first round's noises */
+    int round;
+    bool inverting;     /* the steps of the round are being inverted */
+    double *radius, *moved; /* [B] */
+    bool *held, *spoiled;   /* [B] spoiled: not finite in this round */
+
+    int *allowance;            /* [E] evaluations that each step may take */
+    double *residual, *error;  /* [E][B], [B] */
+    double *surplus, *natural; /* [B] absorb.c: norms of the noise that takes up the step, and of the one in the state */
+    double *coef;              /* [B][widest combination] */
+    int *step_nfe, *nfe;       /* [E][B], [B] */
+    nri_reason *reason;        /* [B] */
+    nri_tally tally;
+    bool *idle;                /* [B] finished or failed: the sample is left alone */
+    bool *active, *resting;    /* [B] samples being evaluated, and the others */
     void *block;
 };
 
-/* -------------------------------------------------------------------------------------------------------- invert.c */
+/* --------------------------------------------------------------------------------------------------------- state.c */
 
 /* dst = sum_i coef[i] rows_i, the same coefficients for every sample */
 nri_status nri_combine_all(nri_inversion *inv, int dst, nri_rows rows, const double *coef);
 
-/* out[b] = |x[b]| */
-nri_status nri_norms(nri_inversion *inv, int x, double *out);
-
-/* Take the network's answer, of the samples that it was asked for, and count it. */
+/* Take the network's answer of the samples that are being evaluated, and count it. */
 nri_status nri_load_answer(nri_inversion *inv, int dst, const nri_tensor *answer);
 
 /* STATE is the latents to return, and the trajectory goes with it. */
 nri_status nri_keep_best(nri_inversion *inv, const bool *which);
 
-/* --------------------------------------------------------------------------------------------------------- sweep.c */
+/* STATE is s_j: to the trajectory, if it is kept. */
+nri_status nri_keep_state(nri_inversion *inv, int j, int state);
 
-nri_status nri_begin_sweep(nri_inversion *inv);
-nri_status nri_feed_sweep(nri_inversion *inv, const nri_tensor *answer);
+/* What a step takes over: for the first of a sweep its target, the state s_{j+1} to STATE. */
+nri_status nri_begin_step(nri_inversion *inv);
 
-/* What the finished samples of a step leave behind: log, state, network output. */
+/* A first guess is in Z: start the step's equation. */
+nri_status nri_begin_equation(nri_inversion *inv);
+
+/* What the samples that finish with an evaluation leave behind: log, state, network output. */
 nri_status nri_settle(nri_inversion *inv);
 
-/* -------------------------------------------------------------------------------------------------------- absorb.c */
+/* The step is over for all samples. */
+nri_status nri_end_step(nri_inversion *inv);
+
+/* ---------------------------------------------------------------------------------------------------------- auto.c */
 
 /* Slope of f where the denoiser is flat: most of the spectrum of a denoiser's Jacobian lies there.  0 if it is not known. */
 double nri_kappa(const nri_sampler *s, int j);
@@ -93,26 +87,39 @@ double nri_kappa(const nri_sampler *s, int j);
 /* The noise that step j, and no other, draws; -1 if there is none, or it cannot absorb. */
 int nri_absorbing_noise(const nri_sampler *s, const nri_options *o, int j);
 
-/* A state of the forward process, drawn with the noise that is to absorb the step. */
-nri_status nri_draw_state(nri_inversion *inv, int j);
+/* allowance [E]: the evaluations that each step may take; the largest of them. */
+void nri_allot(const nri_sampler *s, const nri_options *o, int *allowance);
+int nri_largest_allowance(const nri_sampler *s, const nri_options *o);
 
-nri_status nri_feed_absorb(nri_inversion *inv);
+/* ---------------------------------------------------------------------------------------------------------- phases */
 
-/* -------------------------------------------------------------------------------------------------------- passes.c */
+nri_status nri_begin_sweep(nri_inversion *inv);
+nri_status nri_feed_sweep(nri_inversion *inv, const nri_tensor *answer, bool *ended);
 
-/* How many slots passes need, and the inversion's `stack` and `step` on them. */
-int nri_pass_slots(const nri_sampler *s, const nri_options *o, int depth);
-nri_status nri_create_passes(nri_inversion *inv, int depth);
+nri_status nri_begin_absorb(nri_inversion *inv);
+nri_status nri_feed_absorb(nri_inversion *inv, const nri_tensor *answer, bool *ended);
 
 nri_status nri_begin_passes(nri_inversion *inv);
-nri_status nri_feed_pass(nri_inversion *inv, const nri_tensor *answer);
+nri_status nri_feed_passes(nri_inversion *inv, const nri_tensor *answer, bool *ended);
+int nri_passes_sample(const nri_inversion *inv);
 
-/* Where s_j lies. */
-int nri_pass_state(const nri_inversion *inv, int j);
-
-/* ------------------------------------------------------------------------------------------------------- forward.c */
+/* How many slots passes need, and the inversion's `stack`. */
+int64_t nri_passes_slots(const nri_sampler *s, int depth);
+nri_status nri_create_stack(nri_inversion *inv, int depth, nri_solve_slots *slot);
 
 nri_status nri_begin_forward(nri_inversion *inv);
-nri_status nri_feed_forward(nri_inversion *inv, const nri_tensor *answer);
+nri_status nri_feed_forward(nri_inversion *inv, const nri_tensor *answer, bool *ended);
+int nri_forward_sample(const nri_inversion *inv);
+
+nri_status nri_begin_correct(nri_inversion *inv);
+nri_status nri_feed_correct(nri_inversion *inv, const nri_tensor *answer, bool *ended);
+int nri_correct_sample(const nri_inversion *inv);
+
+/* The noises of one round: those of correct_from, then the drawn one. */
+static inline int
+nri_noises_per_round(const nri_options *o)
+{
+    return o->correct_from->noises + !o->correct_inverted;
+}
 
 #endif

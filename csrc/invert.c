@@ -1,16 +1,22 @@
 /*
-The inversion of a whole sampler as one stream of requests (index, timestep, sample).
+The inversion of a whole sampler as one stream of requests (index, timestep, sample): which phase comes when.
 
-    sweep      from a target back to z_T, step by step (sweep.c, absorb.c)
+    correct    the target by the sampler's last steps, if asked for (correct.c)
+    sweep      one step back from the target to z_T (sweep.c), or
+    absorb     one whose noise takes up what it leaves (absorb.c)
     pass       every state of an estimated trajectory, in the sampler's order (passes.c)
     forward    the sampler itself, from z_T to the image (forward.c)
 
-NRI_REVERSED: a sweep, then a forward run if the error is measured, then the next round of both.  NRI_PASSES: passes, then
-a forward run if the error is measured.
+NRI_REVERSED: a step for each evaluation, the last first, then a forward run if the error is measured, then the next round of
+both.  NRI_PASSES: passes, then a forward run if the error is measured.
 */
+#include <limits.h>
 #include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
 #include <stdlib.h>
 
+#include "arena.h"
 #include "inversion.h"
 
 const nri_options nri_default_options = {
@@ -18,27 +24,172 @@ const nri_options nri_default_options = {
     .order = NRI_REVERSED,
     .max_nfe = 3,
     .depth = 5,
-    .refine = 0,
+    .rounds = 0,
     .tol = 1e-4,
     .atol = 0,
     .lam = 0.1,
     .floor = 0.5,
     .extrapolation = 1,
     .predictor = true,
+    .correct_rounds = 2,
 };
 
+/* Rounds converge slower than steps, each costs a sweep, and a deeper ring costs two slots: hence twice the depth of a step. */
 enum { TARGET_DEPTH = 10 };
+
+/* --------------------------------------------------------------------------------------------------------- options */
+
+static nri_status
+refuse(nri_problem *problem, const char *format, ...)
+{
+    va_list given;
+    va_start(given, format);
+    vsnprintf(problem->text, sizeof(problem->text), format, given);
+    va_end(given);
+    return NRI_BAD_ARGUMENT;
+}
+
+/* "<name> must <be what is allowed>, got <x>", x as Python writes it: the fewest digits that tell it apart. */
+static nri_status
+refuse_number(nri_problem *problem, const char *name, const char *allowed, double x)
+{
+    char text[40] = "nan";
+    for (int digits = 1; digits <= 17 && strtod(text, NULL) != x && !isnan(x); digits++) {
+        snprintf(text, sizeof(text), "%.*g", digits, x);
+    }
+    if (x == rint(x) && fabs(x) < 1e15) {
+        snprintf(text, sizeof(text), "%.1f", x);
+    }
+    return refuse(problem, "%s must %s, got %s", name, allowed, text);
+}
+
+/* Each number by itself. */
+static nri_status
+check_ranges(const nri_options *o, nri_problem *problem)
+{
+    const struct {
+        const char *name;
+        double value;
+        bool positive; /* above 0, else at least 0 */
+    } numbers[] = {{"tol", o->tol, false}, {"atol", o->atol, false}, {"lam", o->lam, false}, {"floor", o->floor, true}};
+    if (o->solver >= NRI_SOLVERS || o->order >= NRI_ORDERS) {
+        return refuse(problem, "solver and order must be in their lists, got %d and %d", (int)o->solver, (int)o->order);
+    }
+    if (o->max_nfe < 1) {
+        return refuse(problem, "max_nfe must be at least 1, got %d", o->max_nfe);
+    }
+    if (o->depth < 0 || o->depth > NRI_MAX_DEPTH) {
+        return refuse(problem, "depth must be in 0..%d, got %d", NRI_MAX_DEPTH, o->depth);
+    }
+    if (o->rounds < 0) {
+        return refuse(problem, "rounds must be at least 0, got %d", o->rounds);
+    }
+    for (size_t i = 0; i < sizeof(numbers) / sizeof(*numbers); i++) {
+        double x = numbers[i].value;
+        if (!isfinite(x) || x < 0 || (numbers[i].positive && x == 0)) {
+            const char *allowed = numbers[i].positive ? "be a finite number above 0" : "be a finite number of at least 0";
+            return refuse_number(problem, numbers[i].name, allowed, x);
+        }
+    }
+    return o->extrapolation >= 0 && o->extrapolation <= 1
+               ? NRI_OK
+               : refuse_number(problem, "extrapolation", "be in 0..1", o->extrapolation);
+}
+
+/* What does not go together, and what the sampler has to have. */
+static nri_status
+check_together(const nri_sampler *s, const nri_options *o, nri_problem *problem)
+{
+    const char *wrong = o->order != NRI_PASSES                   ? NULL
+                        : o->solver == NRI_NEWTON                ? "solver='newton'"
+                        : o->rounds > 0                          ? "rounds above 0"
+                        : o->absorb                              ? "noise='absorb'"
+                        : o->correct_from && o->correct_inverted ? "a correction without draws"
+                                                                 : NULL;
+    if (wrong) {
+        return refuse(problem, "order='passes' does not go with %s; use order='reversed'", wrong);
+    }
+    const char *missing = !o->absorb        ? NULL
+                          : !s->levels      ? "a sampler with levels"
+                          : !s->first_order ? "a sampler that remembers no older network outputs"
+                          : o->rounds > 0   ? "rounds=0"
+                                            : NULL;
+    return missing ? refuse(problem, "noise='absorb' needs %s; use noise='record'", missing) : NRI_OK;
+}
+
+static nri_status
+check_correction(const nri_options *o, nri_problem *problem)
+{
+    if (!o->correct_from) {
+        const char *alone = o->correct_only ? "correct_only" : o->correct_radius ? "radius" : NULL;
+        return alone ? refuse(problem, "%s needs correct_from", alone) : NRI_OK;
+    }
+    if (o->correct_rounds < 1) {
+        return refuse(problem, "correct_rounds must be at least 1, got %d", o->correct_rounds);
+    }
+    int64_t most = INT_MAX / 2 / ((int64_t)o->correct_from->evaluations + o->correct_from->noises + 1);
+    if (o->correct_rounds > most) {
+        return refuse(problem, "correct_rounds must be at most %d with this sampler, got %d", (int)most, o->correct_rounds);
+    }
+    return o->correct_inverted || o->correct_from->levels
+               ? NRI_OK
+               : refuse(problem, "correct_from must have levels where noise is drawn; leave out draws");
+}
+
+/* Every evaluation is counted in an int. */
+static nri_status
+check_counts(const nri_sampler *s, const nri_options *o, nri_problem *problem)
+{
+    int64_t E = s->evaluations, sweeps = INT_MAX / 2 / E, rounds = sweeps / ((int64_t)o->max_nfe + 1) - 1;
+    if (o->max_nfe >= sweeps) {
+        return refuse(problem, "max_nfe must be at most %d with this sampler, got %d", (int)(sweeps - 1), o->max_nfe);
+    }
+    if (o->rounds > rounds) {
+        return refuse(problem, "rounds must be at most %d with this sampler and max_nfe, got %d", (int)rounds, o->rounds);
+    }
+    return NRI_OK;
+}
+
+static nri_status
+check_steps(const nri_sampler *s, const char *name, nri_problem *problem)
+{
+    for (int j = 0; j < s->evaluations; j++) {
+        if (s->singular[j]) {
+            refuse(problem, "%s: step %d of %d cannot be inverted: %s", name, j, s->evaluations,
+                   nri_status_text(NRI_SINGULAR_STEP));
+            problem->step = j;
+            return NRI_SINGULAR_STEP;
+        }
+    }
+    return NRI_OK;
+}
+
+nri_status
+nri_check_options(const nri_sampler *sampler, const nri_options *options, nri_problem *problem)
+{
+    *problem = (nri_problem){.step = -1};
+    NRI_TRY(check_ranges(options, problem));
+    NRI_TRY(check_correction(options, problem));
+    NRI_TRY(check_together(sampler, options, problem));
+    NRI_TRY(check_counts(sampler, options, problem));
+    if (options->correct_from && options->correct_inverted) {
+        NRI_TRY(check_steps(options->correct_from, "correct_from", problem));
+    }
+    return options->correct_only ? NRI_OK : check_steps(sampler, "sampler", problem);
+}
+
+/* --------------------------------------------------------------------------------------------------------- creation */
 
 static bool
 measures(const nri_options *o)
 {
-    return o->refine > 0 || o->verify;
+    return (o->rounds > 0 || o->verify) && !o->correct_only;
 }
 
 static int
 target_depth(const nri_options *o)
 {
-    return o->refine < TARGET_DEPTH ? o->refine : TARGET_DEPTH;
+    return o->rounds < TARGET_DEPTH ? o->rounds : TARGET_DEPTH;
 }
 
 /* A deeper ring than evaluations would never be filled. */
@@ -46,131 +197,139 @@ static int
 step_depth(const nri_sampler *s, const nri_options *o)
 {
     int depth = o->solver == NRI_FIXED_POINT || o->solver == NRI_NEWTON ? 0 : o->depth;
-    int longest = 1;
-    for (int j = 0; j < s->evaluations; j++) {
-        longest = most(longest, nri_inversion_allowance(s, o, j));
-    }
+    int longest = nri_largest_allowance(s, o);
     return depth < longest ? depth : longest - 1;
 }
 
+/* First slots. */
 typedef struct {
-    int step_rings, newton, target_rings, states, outputs, passes, noises, trajectory, best_trajectory, end;
+    int64_t step_rings, newton, target_rings, states, noises, correct_noises, trajectory, best_trajectory, passes, end;
 } layout;
 
 static layout
 lay_out(const nri_sampler *s, const nri_options *o)
 {
     layout l = {.step_rings = RINGS};
-    int forward = measures(o) ? 1 : 0, kept = o->trajectory ? s->evaluations + 1 : 0;
-    int step_rings = o->order == NRI_REVERSED ? 2 * (step_depth(s, o) + 1) : 0;
-    l.newton = l.step_rings + step_rings;
+    bool solved = !o->correct_only, passes = solved && o->order == NRI_PASSES, forward = measures(o);
+    int kept = solved && o->trajectory ? s->evaluations + 1 : 0;
+    int rings = most(forward ? nri_run_slots(s) : 0, o->correct_from ? nri_run_slots(o->correct_from) : 0);
+    l.newton = l.step_rings + (solved && !passes ? 2 * (step_depth(s, o) + 1) : 0);
     l.target_rings = l.newton + (o->solver == NRI_NEWTON ? NRI_NEWTON_SLOTS : 0);
-    l.states = l.target_rings + forward * 2 * (target_depth(o) + 1);
-    l.outputs = l.states + forward * (s->window + 1);
-    l.noises = l.states + forward * nri_run_slots(s);
-    l.trajectory = l.noises + s->noises;
+    l.states = l.target_rings + (forward ? 2 * (target_depth(o) + 1) : 0);
+    l.noises = l.states + rings;
+    l.correct_noises = l.noises + s->noises;
+    l.trajectory = l.correct_noises + (o->correct_from ? (int64_t)o->correct_rounds * nri_noises_per_round(o) : 0);
     l.best_trajectory = l.trajectory + kept;
-    l.passes = l.best_trajectory + forward * kept;
-    l.end = l.passes + nri_pass_slots(s, o, step_depth(s, o));
+    l.passes = l.best_trajectory + (forward ? kept : 0);
+    l.end = l.passes + (passes ? nri_passes_slots(s, step_depth(s, o)) : 0);
     return l;
 }
 
 int
 nri_inversion_slots(const nri_sampler *sampler, const nri_options *options)
 {
-    return lay_out(sampler, options).end;
+    int64_t end = lay_out(sampler, options).end;
+    return end < INT_MAX ? (int)end : INT_MAX; /* more than any space has */
 }
 
 int64_t
 nri_inversion_max_evaluations(const nri_sampler *sampler, const nri_options *options)
 {
-    int64_t sweep = (int64_t)sampler->evaluations * options->max_nfe;
-    int64_t forward = measures(options) ? sampler->evaluations : 0;
-    return (options->refine + 1) * (sweep + forward);
-}
-
-static bool
-valid_options(const nri_options *o)
-{
-    return o->max_nfe >= 1 && o->depth >= 0 && o->depth <= NRI_MAX_DEPTH && o->refine >= 0 && o->tol >= 0 && o->atol >= 0
-           && isfinite(o->tol) && isfinite(o->atol) && o->extrapolation >= 0 && o->extrapolation <= 1 && o->prior >= 0
-           && isfinite(o->prior) && o->lam >= 0 && isfinite(o->lam)
-           && ((o->floor > 0 && isfinite(o->floor)) || o->solver != NRI_NEWTON) && o->solver >= NRI_AUTO
-           && o->solver <= NRI_NEWTON && (o->order == NRI_REVERSED || o->order == NRI_PASSES);
-}
-
-static bool
-can_absorb(const nri_sampler *s, const nri_options *o)
-{
-    return !o->absorb || (s->levels && s->first_order && o->refine == 0);
-}
-
-static bool
-can_pass(const nri_options *o)
-{
-    return o->order != NRI_PASSES || (o->solver != NRI_NEWTON && o->refine == 0 && o->prior == 0 && !o->absorb);
+    const nri_options *o = options;
+    int64_t sweep = (int64_t)sampler->evaluations * o->max_nfe, forward = measures(o) ? sampler->evaluations : 0;
+    int64_t round = o->correct_from ? (int64_t)o->correct_from->evaluations * (o->correct_inverted ? 2 : 1) : 0;
+    return round * o->correct_rounds + (o->correct_only ? 0 : ((int64_t)o->rounds + 1) * (sweep + forward));
 }
 
 static nri_status
 allocate(nri_inversion *inv)
 {
-    size_t B = (size_t)inv->v->batch, E = (size_t)inv->sampler->evaluations;
-    size_t widest = (size_t)most(most(inv->sampler->noises, Z + 1), most(nri_run_slots(inv->sampler), (int)E));
-    inv->block = calloc(
-        1, B * (sizeof(double) * (E + 2 + widest) + sizeof(int) * (E + 1) + sizeof(nri_reason) + 3 * sizeof(bool)));
-    if (!inv->block) {
-        return NRI_NO_MEMORY;
-    }
-    inv->residual = inv->block;
-    inv->error = inv->residual + E * B;
-    inv->defect = inv->error + B;
-    inv->coef = inv->defect + B;
-    inv->step_nfe = (int *)(inv->coef + widest * B);
-    inv->nfe = inv->step_nfe + E * B;
-    inv->reason = (nri_reason *)(inv->nfe + B);
-    inv->idle = (bool *)(inv->reason + B);
-    inv->active = inv->idle + B;
-    inv->resting = inv->active + B;
-    return NRI_OK;
+    const nri_sampler *s = inv->sampler, *from = inv->options.correct_from;
+    int64_t B = inv->v->batch, E = s->evaluations, corrected = from ? B : 0;
+    int widest = most(most(s->noises, Z + 1), most(nri_run_slots(s), s->evaluations));
+    widest = from ? most(widest, most(from->noises, nri_run_slots(from))) : widest;
+#define ARRAY(member, rows, columns) NRI_ARRAY(nri_inversion, member, rows, columns)
+    const nri_array arrays[] = {
+        ARRAY(allowance, E, 1),     ARRAY(residual, E, B),       ARRAY(error, B, 1),           ARRAY(surplus, B, 1),
+        ARRAY(natural, B, 1),       ARRAY(coef, B, widest),      ARRAY(step_nfe, E, B),        ARRAY(nfe, B, 1),
+        ARRAY(reason, B, 1),        ARRAY(tally.restarts, B, 1), ARRAY(tally.rejected, B, 1),  ARRAY(tally.failed, B, 1),
+        ARRAY(idle, B, 1),          ARRAY(active, B, 1),         ARRAY(resting, B, 1),         ARRAY(radius, corrected, 1),
+        ARRAY(moved, corrected, 1), ARRAY(held, corrected, 1),   ARRAY(spoiled, corrected, 1),
+    };
+    inv->block = NRI_CARVE(inv, arrays);
+    return inv->block ? NRI_OK : NRI_NO_MEMORY;
 }
 
 static nri_status
 create_solves(nri_inversion *inv, const layout *l)
 {
     const nri_options *o = &inv->options;
-    int depth = step_depth(inv->sampler, o);
-    nri_solve_slots step = {l->step_rings, l->step_rings + depth + 1, BEST_F, BEST_R, SPARE, STATE, l->newton};
-    if (o->order == NRI_PASSES) {
-        NRI_TRY(nri_create_passes(inv, depth));
+    int depth = step_depth(inv->sampler, o), rings = (int)l->step_rings, outer = (int)l->target_rings;
+    inv->step = (nri_solve){.v = inv->v,
+                            .solver = o->solver,
+                            .depth = depth,
+                            .max_nfe = o->max_nfe,
+                            .tol = o->tol,
+                            .atol = o->atol,
+                            .lam = o->lam,
+                            .floor = o->floor,
+                            .tally = inv->tally,
+                            .slot = {rings, rings + depth + 1, BEST_F, BEST_R, SPARE, STATE, (int)l->newton}};
+    inv->target = inv->step;
+    inv->target.solver = NRI_ANDERSON;
+    inv->target.depth = target_depth(o);
+    inv->target.max_nfe = o->rounds + 1;
+    inv->target.slot = (nri_solve_slots){outer, outer + inv->target.depth + 1, TARGET_BEST_F, TARGET_BEST_R, SPARE, Z0, -1};
+    if (o->order == NRI_PASSES && !o->correct_only) {
+        NRI_TRY(nri_create_stack(inv, depth, &inv->step.slot));
+        inv->step.v = inv->stack;
     }
-    else {
-        NRI_TRY(nri_solve_create(&inv->step, inv->v, o->solver, depth, o->max_nfe, o->tol, o->atol, step));
+    NRI_TRY(nri_solve_create(&inv->step));
+    return nri_solve_create(&inv->target);
+}
+
+/* The radius of each sample's correction, if there is one. */
+static nri_status
+take_radius(nri_inversion *inv, nri_problem *problem)
+{
+    const double *given = inv->options.correct_radius;
+    for (int64_t b = 0; inv->radius && b < inv->v->batch; b++) {
+        inv->radius[b] = given ? given[b] : INFINITY;
+        if (!(inv->radius[b] >= 0)) {
+            return refuse_number(problem, "radius", "hold a norm of at least 0 for each sample", inv->radius[b]);
+        }
     }
-    inv->step.lam = o->lam;
-    inv->step.floor = o->floor;
-    depth = target_depth(o);
-    nri_solve_slots target = {l->target_rings, l->target_rings + depth + 1, TARGET_BEST_F, TARGET_BEST_R, SPARE, Z0, -1};
-    return nri_solve_create(&inv->target, inv->v, NRI_ANDERSON, depth, o->refine + 1, o->tol, o->atol, target);
+    inv->options.correct_radius = NULL; /* it was borrowed for this call */
+    return NRI_OK;
+}
+
+static nri_status
+fill(nri_inversion *inv, nri_problem *problem)
+{
+    const nri_options *o = &inv->options;
+    layout l = lay_out(inv->sampler, o);
+    if (inv->v->slots < l.end) {
+        return refuse(problem, "the inversion needs %lld slots, its space has %d", (long long)l.end, inv->v->slots);
+    }
+    NRI_TRY(allocate(inv));
+    inv->measure = measures(o);
+    inv->forward = (nri_run){inv->sampler, inv->v, (int)l.states, (int)l.noises, inv->coef};
+    inv->denoise = (nri_run){o->correct_from, inv->v, (int)l.states, (int)l.correct_noises, inv->coef};
+    inv->correct_noises = (int)l.correct_noises;
+    inv->passes = (int)l.passes;
+    inv->trajectory = o->trajectory && !o->correct_only ? (int)l.trajectory : -1;
+    inv->best_trajectory = inv->trajectory >= 0 && inv->measure ? (int)l.best_trajectory : -1;
+    nri_allot(inv->sampler, o, inv->allowance);
+    NRI_TRY(take_radius(inv, problem));
+    return create_solves(inv, &l);
 }
 
 nri_status
-nri_inversion_create(const nri_sampler *sampler, const nri_options *options, nri_space *v, nri_inversion **out, int *step)
+nri_inversion_create(const nri_sampler *sampler, const nri_options *options, nri_space *v, nri_inversion **out,
+                     nri_problem *problem)
 {
     *out = NULL;
-    *step = -1;
-    if (!valid_options(options) || !can_absorb(sampler, options) || !can_pass(options)) {
-        return NRI_BAD_ARGUMENT;
-    }
-    layout l = lay_out(sampler, options);
-    if (v->slots < l.end) {
-        return NRI_BAD_ARGUMENT;
-    }
-    for (int j = 0; j < sampler->evaluations; j++) {
-        if (sampler->singular[j]) {
-            *step = j;
-            return NRI_SINGULAR_STEP;
-        }
-    }
+    NRI_TRY(nri_check_options(sampler, options, problem));
     nri_inversion *inv = calloc(1, sizeof(*inv));
     if (!inv) {
         return NRI_NO_MEMORY;
@@ -178,17 +337,7 @@ nri_inversion_create(const nri_sampler *sampler, const nri_options *options, nri
     inv->sampler = sampler;
     inv->options = *options;
     inv->v = v;
-    inv->measure = measures(options);
-    inv->states = l.states;
-    inv->outputs = l.outputs;
-    inv->noises = l.noises;
-    inv->passes = l.passes;
-    inv->trajectory = options->trajectory ? l.trajectory : -1;
-    inv->best_trajectory = options->trajectory && inv->measure ? l.best_trajectory : -1;
-    nri_status status = allocate(inv);
-    if (status == NRI_OK) {
-        status = create_solves(inv, &l);
-    }
+    nri_status status = fill(inv, problem);
     if (status != NRI_OK) {
         nri_inversion_destroy(inv);
         return status;
@@ -226,75 +375,145 @@ nri_inversion_guess(const nri_inversion *inv)
 int
 nri_inversion_noise(const nri_inversion *inv, int k)
 {
-    return inv->noises + k;
+    return inv->forward.noises + k;
 }
 
-nri_status
-nri_combine_all(nri_inversion *inv, int dst, nri_rows rows, const double *coef)
+int
+nri_inversion_correct_noise(const nri_inversion *inv, int round, int k)
 {
-    return nri_combine_same(inv->v, inv->coef, dst, rows, coef);
+    return inv->correct_noises + round * nri_noises_per_round(&inv->options) + k;
 }
 
-nri_status
-nri_norms(nri_inversion *inv, int x, double *out)
+int
+nri_inversion_draw(const nri_inversion *inv, int round)
 {
-    NRI_TRY(inv->v->ops->dots(inv->v, x, (nri_rows){x, 1, 1}, out));
+    return nri_inversion_correct_noise(inv, round, inv->options.correct_from->noises);
+}
+
+const int *
+nri_inversion_allowance(const nri_inversion *inv)
+{
+    return inv->allowance;
+}
+
+/* ----------------------------------------------------------------------------------------------------------- phases */
+
+typedef enum { CORRECT, SWEEP, ABSORB, PASS, FORWARD, DONE } phase;
+
+static int
+iterate(const nri_inversion *inv)
+{
+    (void)inv;
+    return Z;
+}
+
+static const struct {
+    nri_status (*begin)(nri_inversion *inv);
+    nri_status (*feed)(nri_inversion *inv, const nri_tensor *answer, bool *ended);
+    int (*sample)(const nri_inversion *inv); /* the slot to evaluate at */
+    bool solves;                             /* for the samples whose equation is open; else for all that are not idle */
+} phases[DONE] = {
+    [CORRECT] = {nri_begin_correct, nri_feed_correct, nri_correct_sample, false},
+    [SWEEP] = {nri_begin_sweep, nri_feed_sweep, iterate, true},
+    [ABSORB] = {nri_begin_absorb, nri_feed_absorb, iterate, true},
+    [PASS] = {nri_begin_passes, nri_feed_passes, nri_passes_sample, true},
+    [FORWARD] = {nri_begin_forward, nri_feed_forward, nri_forward_sample, false},
+};
+
+/* The way back at step j. */
+static phase
+step_back(nri_inversion *inv, int j)
+{
+    inv->j = j;
+    inv->absorbs = nri_absorbing_noise(inv->sampler, &inv->options, j);
+    return inv->absorbs >= 0 ? ABSORB : SWEEP;
+}
+
+static phase
+way_back(nri_inversion *inv)
+{
+    return inv->options.order == NRI_PASSES ? PASS : step_back(inv, inv->sampler->evaluations - 1);
+}
+
+/* What comes next. */
+static phase
+next_phase(nri_inversion *inv)
+{
+    bool awake = false;
     for (int64_t b = 0; b < inv->v->batch; b++) {
-        out[b] = sqrt(out[b]);
+        awake |= !inv->idle[b];
     }
-    return NRI_OK;
+    switch (inv->phase) {
+    case CORRECT:
+        return inv->options.correct_only ? DONE : way_back(inv);
+    case SWEEP:
+    case ABSORB:
+        return !awake ? DONE : inv->j > 0 ? step_back(inv, inv->j - 1) : inv->measure ? FORWARD : DONE;
+    case PASS:
+        return awake && inv->measure ? FORWARD : DONE;
+    default: /* FORWARD: another round */
+        return awake ? way_back(inv) : DONE;
+    }
 }
 
-/* What stands in the rows of resting samples may be anything, and 0 * NaN would spread it. */
-nri_status
-nri_load_answer(nri_inversion *inv, int dst, const nri_tensor *answer)
+/* Z0 is the target: it has to be finite, and the first round starts from it. */
+static nri_status
+take_target(nri_inversion *inv)
 {
-    bool any = false;
-    NRI_TRY(inv->v->ops->load(inv->v, dst, answer));
+    NRI_TRY(nri_norms(inv->v, Z0, inv->target.scale));
     for (int64_t b = 0; b < inv->v->batch; b++) {
-        any |= inv->resting[b];
-        inv->nfe[b] += inv->active[b];
+        if (!isfinite(inv->target.scale[b])) {
+            return NRI_NOT_FINITE;
+        }
     }
-    return any ? inv->v->ops->copy(inv->v, dst, Z0, inv->resting) : NRI_OK;
+    nri_solve_begin(&inv->target, NULL);
+    return inv->v->ops->copy(inv->v, Y, Z0, NULL);
 }
 
-nri_status
-nri_keep_best(nri_inversion *inv, const bool *which)
+static nri_status
+enter(nri_inversion *inv, phase next)
 {
-    NRI_TRY(inv->v->ops->copy(inv->v, BEST, STATE, which));
-    for (int j = 0; inv->best_trajectory >= 0 && j <= inv->sampler->evaluations; j++) {
-        NRI_TRY(inv->v->ops->copy(inv->v, inv->best_trajectory + j, inv->trajectory + j, which));
+    inv->phase = next;
+    return next == DONE ? NRI_OK : phases[next].begin(inv);
+}
+
+/* A phase has ended. */
+static nri_status
+go_on(nri_inversion *inv)
+{
+    phase last = inv->phase, next = next_phase(inv);
+    if (last == CORRECT && next != DONE) {
+        NRI_TRY(take_target(inv));
     }
-    return NRI_OK;
+    if (inv->measure && inv->target.k == 0 && (next == FORWARD || next == DONE)) {
+        NRI_TRY(nri_keep_best(inv, NULL)); /* something to return if nothing can be measured */
+    }
+    return enter(inv, next);
 }
 
 static nri_status
 start(nri_inversion *inv)
 {
-    NRI_TRY(nri_norms(inv, Z0, inv->target.scale));
-    nri_solve_begin(&inv->target, NULL);
     for (int64_t i = 0; i < inv->v->batch * inv->sampler->evaluations; i++) {
         inv->residual[i] = NAN;
     }
     for (int64_t b = 0; b < inv->v->batch; b++) {
         inv->error[b] = NAN;
-        if (!isfinite(inv->target.scale[b])) {
-            return NRI_NOT_FINITE;
-        }
     }
-    NRI_TRY(inv->v->ops->copy(inv->v, Y, Z0, NULL));
-    NRI_TRY(inv->options.order == NRI_PASSES ? nri_begin_passes(inv) : nri_begin_sweep(inv));
+    NRI_TRY(take_target(inv));
+    NRI_TRY(enter(inv, inv->options.correct_from ? CORRECT : way_back(inv)));
     inv->started = true;
     return NRI_OK;
 }
+
+/* ---------------------------------------------------------------------------------------------------------- requests */
 
 /* The samples that the coming request is for. */
 static void
 find_active(nri_inversion *inv)
 {
     for (int64_t b = 0; b < inv->v->batch; b++) {
-        bool running = inv->step.reason[b] == NRI_RUNNING;
-        inv->active[b] = inv->phase == FORWARD ? !inv->idle[b] : inv->gradient ? inv->step.wants[b] : running;
+        inv->active[b] = phases[inv->phase].solves ? nri_solve_active(&inv->step, b) : !inv->idle[b];
         inv->resting[b] = !inv->active[b];
     }
 }
@@ -308,20 +527,17 @@ nri_inversion_next(nri_inversion *inv, nri_request *request, bool *done)
     *done = inv->phase == DONE;
     inv->waiting = !*done;
     if (!*done) {
+        bool correcting = inv->phase == CORRECT, gradient = inv->phase == SWEEP && inv->step.asks == NRI_GRADIENT;
+        const nri_sampler *s = correcting ? inv->options.correct_from : inv->sampler;
         find_active(inv);
-        bool sweep = inv->phase == SWEEP;
-        int slot = sweep                ? Z
-                   : inv->phase == PASS ? nri_pass_state(inv, inv->j)
-                                        : nri_run_state(inv->sampler, inv->states, inv->j);
-        bool newton = inv->options.solver == NRI_NEWTON && sweep && inv->absorbs < 0 && inv->step.max_nfe > 2;
-        int cotangent = inv->gradient ? inv->step.slot.newton + NRI_NEWTON_SIGN : -1;
         *request = (nri_request){.index = inv->j,
-                                 .timestep = inv->sampler->timesteps[inv->j],
-                                 .scale = inv->sampler->inputs[inv->j],
-                                 .slot = slot,
+                                 .timestep = s->timesteps[inv->j],
+                                 .scale = s->inputs[inv->j],
+                                 .slot = phases[inv->phase].sample(inv),
                                  .active = inv->active,
-                                 .wants_gradient = newton,
-                                 .cotangent = cotangent};
+                                 .wants_gradient = inv->phase == SWEEP && nri_solve_differentiates(&inv->step),
+                                 .cotangent = gradient ? nri_solve_cotangent(&inv->step) : -1,
+                                 .correcting = correcting};
     }
     return NRI_OK;
 }
@@ -329,32 +545,39 @@ nri_inversion_next(nri_inversion *inv, nri_request *request, bool *done)
 nri_status
 nri_inversion_feed(nri_inversion *inv, const nri_tensor *model_output)
 {
+    bool ended = false;
     if (!inv->waiting) {
         return NRI_BAD_ORDER;
     }
+    NRI_TRY(phases[inv->phase].feed(inv, model_output, &ended));
     inv->waiting = false;
-    inv->evaluations++;
-    return inv->phase == SWEEP  ? nri_feed_sweep(inv, model_output)
-           : inv->phase == PASS ? nri_feed_pass(inv, model_output)
-                                : nri_feed_forward(inv, model_output);
+    return ended ? go_on(inv) : NRI_OK;
 }
 
 nri_status
 nri_inversion_result(const nri_inversion *inv, nri_result *result)
 {
-    if (inv->phase != DONE) {
+    if (!inv->started || inv->phase != DONE) {
         return NRI_BAD_ORDER;
     }
     *result = (nri_result){
-        .latents = inv->measure ? BEST : STATE,
-        .noises = inv->noises,
+        .latents = inv->options.correct_only ? Z0
+                   : inv->measure            ? BEST
+                                             : STATE,
+        .noises = inv->forward.noises,
         .trajectory = inv->best_trajectory >= 0 ? inv->best_trajectory : inv->trajectory,
+        .corrected = inv->options.correct_from ? Z0 : -1,
         .evaluations = inv->evaluations,
         .residual = inv->residual,
         .step_nfe = inv->step_nfe,
         .nfe = inv->nfe,
         .reason = inv->reason,
         .error = inv->error,
+        .restarts = inv->tally.restarts,
+        .rejected = inv->tally.rejected,
+        .failed = inv->tally.failed,
+        .moved = inv->moved,
+        .held = inv->held,
     };
     return NRI_OK;
 }

@@ -4,45 +4,7 @@
 
 #include "aten.h"
 
-PyObject *
-raise_status(nri_status status)
-{
-    if (status == NRI_NO_MEMORY) {
-        return PyErr_NoMemory();
-    }
-    if (status == NRI_BACKEND) {
-        return PyErr_Format(PyExc_RuntimeError, "torch: %s", nri_aten_error());
-    }
-    if (status == NRI_BAD_ORDER) {
-        PyErr_SetString(PyExc_RuntimeError, nri_status_text(status));
-        return NULL;
-    }
-    PyErr_SetString(PyExc_ValueError, nri_status_text(status));
-    return NULL;
-}
-
-int
-check_status(nri_status status)
-{
-    if (status == NRI_OK) {
-        return 0;
-    }
-    raise_status(status);
-    return -1;
-}
-
-int
-refuse_number(const char *name, const char *allowed, double value)
-{
-    PyObject *number = PyFloat_FromDouble(value);
-    if (number) {
-        PyErr_Format(PyExc_ValueError, "%s must be %s, got %R", name, allowed, number);
-        Py_DECREF(number);
-    }
-    return -1;
-}
-
-/* Make sure that libtorch's functions are at hand. */
+/* Find libtorch's functions, once torch is imported. */
 static int
 load_aten(void)
 {
@@ -67,29 +29,13 @@ load_aten(void)
     return 0;
 }
 
-int
-create_space(PyObject *like, bool torch, const char *name, int slots, nri_space **out)
-{
-    intake in = {.owner = NULL};
-    nri_status status;
-    if ((torch && load_aten()) || take(like, torch, name, &in)) {
-        release(&in);
-        return -1;
-    }
-    Py_BEGIN_ALLOW_THREADS
-    status = torch ? nri_space_create_aten(&in.t, slots, out) : nri_space_create_host(&in.t, slots, out);
-    Py_END_ALLOW_THREADS
-    release(&in);
-    return check_status(status);
-}
-
 static PyObject *
 reasons(PyObject *module, PyObject *unused)
 {
     PyObject *out = PyDict_New();
     (void)module;
     (void)unused;
-    for (int i = 0; out && i <= NRI_NON_FINITE; i++) {
+    for (int i = 0; out && i < NRI_REASONS; i++) {
         PyObject *text = PyUnicode_FromString(nri_reason_text((nri_reason)i));
         if (!text || PyDict_SetItemString(out, nri_reason_name((nri_reason)i), text)) {
             Py_CLEAR(out);
@@ -113,18 +59,34 @@ static const struct {
 } types[TYPES] = {
     [SAMPLER] = {"Sampler", &sampler_spec, NULL},
     [INVERSION] = {"Inversion", &inversion_spec, NULL},
-    [CORRECTION] = {"Correction", &correction_spec, NULL},
     [REQUEST] = {"Request", NULL, &request_desc},
     [RESULT] = {"Result", NULL, &result_desc},
-    [CORRECTED] = {"Corrected", NULL, &corrected_desc},
 };
+
+static const struct {
+    const char *name;
+    const char *const *names;
+} lists[] = {{"SOLVERS", nri_solver_names},
+             {"ORDERS", nri_order_names},
+             {"NOISES", nri_noise_names},
+             {"PATHS", nri_path_names},
+             {"SPACINGS", nri_spacing_names}};
 
 static int
 module_exec(PyObject *module)
 {
     module_state *state = PyModule_GetState(module);
+    state->load_torch = load_aten;
     if (PyArray_ImportNumPyAPI() < 0) {
         return -1;
+    }
+    for (size_t i = 0; i < sizeof(lists) / sizeof(*lists); i++) {
+        PyObject *names = name_tuple(lists[i].names);
+        int bad = !names || PyModule_AddObjectRef(module, lists[i].name, names);
+        Py_XDECREF(names);
+        if (bad) {
+            return -1;
+        }
     }
     for (int i = 0; i < TYPES; i++) {
         state->type[i] = types[i].spec ? PyType_FromModuleAndSpec(module, types[i].spec, NULL)

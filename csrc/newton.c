@@ -17,10 +17,12 @@ Ends as in solve.c: not finite twice in a row, tol, atol, max_nfe; `stalled` whe
 Source: D. Samuel et al., arXiv 2312.12540, equations 9 and 10; the norm in G, the floor and the halving are ours.
 */
 #include <math.h>
+#include <string.h>
 
-#include "nrinv.h"
+#include "solve.h"
 
 enum { MAX_FAILURES = 2 };
+/* A step halved six times that still does not lower F: at the rounding of F, or at a minimum that is no root. */
 static const double SHORTEST = 1.0 / 64;
 
 /* The ends that need no gradient; true if the sample goes on from a new best. */
@@ -44,6 +46,7 @@ judge_sample(nri_solve *s, int64_t b, double rr, double merit)
     else {
         s->length[b] /= 2;
         s->failures[b] += !finite;
+        s->tally.failed[b] += !finite;
     }
     if (s->improved[b] && norm <= s->tol * s->scale[b]) {
         nri_solve_finish(s, b, NRI_TOL);
@@ -60,6 +63,7 @@ judge_sample(nri_solve *s, int64_t b, double rr, double merit)
     else if (s->length[b] < SHORTEST) {
         nri_solve_finish(s, b, NRI_STALLED);
     }
+    s->tally.restarts[b] += !s->improved[b] && !s->finished[b];
     return s->improved[b] && !s->finished[b];
 }
 
@@ -67,111 +71,108 @@ judge_sample(nri_solve *s, int64_t b, double rr, double merit)
 static nri_status
 give_results(nri_solve *s, int z)
 {
-    const nri_vec_ops *ops = s->v->ops;
-    bool lost = false, found = false;
     for (int64_t b = 0; b < s->v->batch; b++) {
-        found |= s->mark[b] = s->finished[b] && s->best_at[b] >= 0;
+        s->mark[b] = s->finished[b] && s->best_at[b] >= 0;
     }
-    if (found) {
-        NRI_TRY(ops->copy(s->v, z, s->slot.best_f, s->mark));
-    }
+    NRI_TRY(s->v->ops->copy(s->v, z, s->slot.best_f, s->mark));
     for (int64_t b = 0; b < s->v->batch; b++) { /* also a sample that goes on, and has nothing to go on from */
-        lost |= s->mark[b] = (s->finished[b] || s->failed[b]) && s->best_at[b] < 0;
+        s->mark[b] = (s->finished[b] || s->failed[b]) && s->best_at[b] < 0;
     }
-    return lost ? ops->copy(s->v, z, s->slot.origin, s->mark) : NRI_OK;
+    return s->v->ops->copy(s->v, z, s->slot.origin, s->mark);
 }
 
-nri_status
-nri_newton_judge(nri_solve *s, int z, bool *gradient)
+/* sign(r) to its slot; [B] |r|_1, |r|^2 and |z - mu|^2, the last 0 without lam. */
+static nri_status
+measure(nri_solve *s, int z, double *sum, double *square, double *far)
 {
     const nri_vec_ops *ops = s->v->ops;
-    int64_t B = s->v->batch;
-    int f = nri_solve_f(s), r = nri_solve_r(s), first = s->slot.newton, mean = first + NRI_NEWTON_MEAN;
-    bool improved = false, failed = false;
-    NRI_TRY(ops->sign(s->v, first + NRI_NEWTON_SIGN, r, 0));
-    NRI_TRY(ops->dots(s->v, r, (nri_rows){first + NRI_NEWTON_SIGN, 1, 1}, s->dots));
-    for (int64_t b = 0; b < B; b++) {
-        s->pull[b] = 0;
-        s->coef[2 * b] = 1;
-        s->coef[2 * b + 1] = -1;
-    }
+    int r = nri_solve_r(s), sign = s->slot.newton + NRI_NEWTON_SIGN, mean = s->slot.newton + NRI_NEWTON_MEAN;
+    NRI_TRY(ops->sign(s->v, sign, r, 0));
+    NRI_TRY(ops->dots(s->v, r, (nri_rows){sign, 1, 1}, sum));
+    memset(far, 0, sizeof(*far) * (size_t)s->v->batch);
     if (s->lam > 0) {
-        NRI_TRY(ops->combine(s->v, s->slot.spare, (nri_rows){z, 2, mean - z}, s->coef));
-        NRI_TRY(ops->dots(s->v, s->slot.spare, (nri_rows){s->slot.spare, 1, 1}, s->pull));
+        NRI_TRY(nri_combine_same(s->v, s->coef, s->slot.spare, (nri_rows){z, 2, mean - z}, (double[]){1, -1}));
+        NRI_TRY(ops->dots(s->v, s->slot.spare, (nri_rows){s->slot.spare, 1, 1}, far));
     }
-    NRI_TRY(ops->dots(s->v, r, (nri_rows){r, 1, 1}, s->coef));
-    *gradient = false;
-    for (int64_t b = 0; b < B; b++) {
+    return ops->dots(s->v, r, (nri_rows){r, 1, 1}, square);
+}
+
+/* Take f_k and r_k of the iterate in slot z; who goes on from a new best waits for a gradient. */
+static nri_status
+judge(nri_solve *s, int z)
+{
+    const nri_vec_ops *ops = s->v->ops;
+    int f = nri_solve_f(s), r = nri_solve_r(s), first = s->slot.newton;
+    NRI_TRY(measure(s, z, s->dots, s->coef, s->pull));
+    s->asks = NRI_VALUE;
+    for (int64_t b = 0; b < s->v->batch; b++) {
         double D = (double)s->v->elements, distance = sqrt(s->pull[b] / D), rr = s->coef[b];
         double merit = s->dots[b] / D + s->lam * s->weight * distance;
-        bool running = s->reason[b] == NRI_RUNNING;
-        s->improved[b] = s->finished[b] = s->wants[b] = false;
+        s->improved[b] = s->finished[b] = false;
         s->failed[b] = !isfinite(rr);
-        s->wants[b] = running && judge_sample(s, b, rr, merit);
+        s->wants[b] = s->reason[b] == NRI_RUNNING && judge_sample(s, b, rr, merit);
         if (s->wants[b]) {
             s->pull[b] = distance > 0 ? s->lam * s->weight / distance : 0;
+            s->asks = NRI_GRADIENT;
         }
-        *gradient |= s->wants[b];
-        improved |= s->improved[b];
-        failed |= s->failed[b];
     }
-    if (improved) {
-        NRI_TRY(ops->copy(s->v, s->slot.best_f, f, s->improved));
-        NRI_TRY(ops->copy(s->v, first + NRI_NEWTON_BEST, z, s->improved));
-    }
-    if (failed) { /* every slot has to be finite */
-        NRI_TRY(ops->copy(s->v, f, s->slot.origin, s->failed));
-        NRI_TRY(ops->copy(s->v, r, s->slot.origin, s->failed));
-        NRI_TRY(ops->copy(s->v, first + NRI_NEWTON_SIGN, s->slot.origin, s->failed));
-    }
+    NRI_TRY(ops->copy(s->v, s->slot.best_f, f, s->improved));
+    NRI_TRY(ops->copy(s->v, first + NRI_NEWTON_BEST, z, s->improved));
+    /* every slot has to be finite */
+    NRI_TRY(ops->copy(s->v, f, s->slot.origin, s->failed));
+    NRI_TRY(ops->copy(s->v, r, s->slot.origin, s->failed));
+    NRI_TRY(ops->copy(s->v, first + NRI_NEWTON_SIGN, s->slot.origin, s->failed));
     s->k++;
     return give_results(s, z);
 }
 
 /* A new direction for the samples that have waited for it. */
 static nri_status
-turn(nri_solve *s, int z, double slope)
+turn(nri_solve *s, int z)
 {
     const nri_vec_ops *ops = s->v->ops;
     int first = s->slot.newton, product = first + NRI_NEWTON_PRODUCT;
-    bool failed = false;
     NRI_TRY(ops->dots(s->v, product, (nri_rows){product, 1, 1}, s->dots));
     for (int64_t b = 0; b < s->v->batch; b++) {
         s->nfe[b] += s->wants[b];
         s->failed[b] = !isfinite(s->dots[b]);
-        failed |= s->failed[b];
         s->finished[b] = false;
         if (s->failed[b] && s->wants[b]) {
             nri_solve_finish(s, b, NRI_NON_FINITE);
+            s->tally.failed[b]++;
             s->wants[b] = false;
         }
-        double *coef = s->coef + 4 * b;
-        coef[0] = -1;
-        coef[1] = slope;
-        coef[2] = s->pull[b];
-        coef[3] = -s->pull[b];
+        memcpy(s->coef + 4 * b, (double[]){-1, s->slope, s->pull[b], -s->pull[b]}, 4 * sizeof(double));
     }
-    if (failed) {
-        NRI_TRY(ops->copy(s->v, product, s->slot.origin, s->failed));
-    }
+    NRI_TRY(ops->copy(s->v, product, s->slot.origin, s->failed));
     NRI_TRY(ops->combine(s->v, s->slot.spare, (nri_rows){first, 4, 1}, s->coef));
     NRI_TRY(ops->sign(s->v, s->slot.spare, s->slot.spare, s->floor));
     NRI_TRY(ops->copy(s->v, first + NRI_NEWTON_DIRECTION, s->slot.spare, s->wants));
     return give_results(s, z);
 }
 
-nri_status
-nri_newton_step(nri_solve *s, int z, double slope, bool gradient)
+/* The next iterate of the samples that go on from a best one. */
+static nri_status
+step(nri_solve *s, int z)
 {
-    int first = s->slot.newton;
-    if (gradient) {
-        NRI_TRY(turn(s, z, slope));
-    }
+    int best = s->slot.newton + NRI_NEWTON_BEST, direction = s->slot.newton + NRI_NEWTON_DIRECTION;
     for (int64_t b = 0; b < s->v->batch; b++) {
         s->mark[b] = s->reason[b] == NRI_RUNNING && s->best_at[b] >= 0;
         s->coef[2 * b] = 1;
         s->coef[2 * b + 1] = s->mark[b] ? -s->length[b] * s->merit[b] : 0;
     }
-    NRI_TRY(s->v->ops->combine(s->v, s->slot.spare, (nri_rows){first + NRI_NEWTON_BEST, 2, 2}, s->coef));
+    NRI_TRY(s->v->ops->combine(s->v, s->slot.spare, (nri_rows){best, 2, direction - best}, s->coef));
     return s->v->ops->copy(s->v, z, s->slot.spare, s->mark);
+}
+
+nri_status
+nri_newton_feed(nri_solve *s, int z)
+{
+    bool product = s->asks == NRI_GRADIENT;
+    NRI_TRY(product ? turn(s, z) : judge(s, z));
+    if (!product && s->asks == NRI_GRADIENT) {
+        return NRI_OK;
+    }
+    s->asks = nri_solve_running(s) ? NRI_VALUE : NRI_NOTHING;
+    return step(s, z);
 }

@@ -27,10 +27,10 @@ stack_slots(int depth)
     return PASS_RINGS + 2 * (depth + 1);
 }
 
-int
-nri_pass_slots(const nri_sampler *s, const nri_options *o, int depth)
+int64_t
+nri_passes_slots(const nri_sampler *s, int depth)
 {
-    return o->order == NRI_PASSES ? s->evaluations * (1 + stack_slots(depth)) : 0;
+    return (int64_t)s->evaluations * (1 + stack_slots(depth));
 }
 
 /* The output m_j. */
@@ -48,18 +48,16 @@ state(const nri_inversion *inv, int slot, int j)
 }
 
 int
-nri_pass_state(const nri_inversion *inv, int j)
+nri_passes_sample(const nri_inversion *inv)
 {
-    return state(inv, STATES, j);
+    return state(inv, STATES, inv->j);
 }
 
 nri_status
-nri_create_passes(nri_inversion *inv, int depth)
+nri_create_stack(nri_inversion *inv, int depth, nri_solve_slots *slot)
 {
-    const nri_options *o = &inv->options;
     int E = inv->sampler->evaluations;
     const double *levels = inv->sampler->levels;
-    nri_solve_slots slot = {PASS_RINGS, PASS_RINGS + depth + 1, PASS_BEST_F, PASS_BEST_R, PASS_SPARE, FIRST, -1};
     double *weights = malloc(sizeof(*weights) * (size_t)E);
     if (!weights) {
         return NRI_NO_MEMORY;
@@ -70,8 +68,8 @@ nri_create_passes(nri_inversion *inv, int depth)
     }
     nri_status status = nri_space_create_stack(inv->v, state(inv, 0, 0), E, stack_slots(depth), weights, &inv->stack);
     free(weights);
-    NRI_TRY(status);
-    return nri_solve_create(&inv->step, inv->stack, o->solver, depth, o->max_nfe, o->tol, o->atol, slot);
+    *slot = (nri_solve_slots){PASS_RINGS, PASS_RINGS + depth + 1, PASS_BEST_F, PASS_BEST_R, PASS_SPARE, FIRST, -1};
+    return status;
 }
 
 /* dst = G, or the way back without outputs and noises. */
@@ -85,7 +83,8 @@ go_back(nri_inversion *inv, int dst, bool evaluated)
         bool fed = false, noisy = false;
         if (evaluated) {
             NRI_TRY(nri_sum_used(inv->v, inv->coef, M_PREV, output(inv, 0), j + 1, row + 1, &fed));
-            NRI_TRY(nri_sum_used(inv->v, inv->coef, NOISE, inv->noises, s->noises, row + 1 + s->evaluations, &noisy));
+            NRI_TRY(
+                nri_sum_used(inv->v, inv->coef, NOISE, inv->forward.noises, s->noises, row + 1 + s->evaluations, &noisy));
         }
         double coef[3] = {1 / row[0], fed ? -1 / row[0] : 0, noisy ? -1 / row[0] : 0};
         NRI_TRY(nri_combine_all(inv, state(inv, dst, j), (nri_rows){STATE, 3, 1}, coef));
@@ -100,7 +99,6 @@ nri_begin_passes(nri_inversion *inv)
     const nri_sampler *s = inv->sampler;
     int E = s->evaluations;
     const double *levels = s->levels, *last = levels ? levels + 2 * (E - 1) : NULL;
-    inv->phase = PASS;
     inv->j = 0;
     NRI_TRY(go_back(inv, FIRST, false));
     NRI_TRY(inv->stack->ops->copy(inv->stack, STATES, FIRST, NULL));
@@ -120,10 +118,10 @@ log_pass(nri_inversion *inv, int r)
 {
     int64_t B = inv->v->batch;
     double *size = inv->coef, *miss = size + B, *whole = miss + B; /* of one state, and of all the way back */
-    NRI_TRY(nri_norms(inv, state(inv, r, 0), whole));
+    NRI_TRY(nri_norms(inv->v, state(inv, r, 0), whole));
     for (int j = 0; j < inv->sampler->evaluations; j++) {
-        NRI_TRY(nri_norms(inv, state(inv, STATES, j), size));
-        NRI_TRY(nri_norms(inv, state(inv, r, j), miss));
+        NRI_TRY(nri_norms(inv->v, state(inv, STATES, j), size));
+        NRI_TRY(nri_norms(inv->v, state(inv, r, j), miss));
         for (int64_t b = 0; b < B; b++) {
             if (inv->active[b] && isfinite(whole[b])) { /* what is not finite reaches s_0 */
                 inv->residual[j * B + b] = size[b] > 0 ? miss[b] / size[b] : miss[b];
@@ -131,30 +129,19 @@ log_pass(nri_inversion *inv, int r)
             inv->step_nfe[j * B + b] += inv->active[b];
         }
     }
-    NRI_TRY(inv->stack->ops->dots(inv->stack, STATES, (nri_rows){STATES, 1, 1}, inv->step.scale));
-    for (int64_t b = 0; b < B; b++) {
-        inv->step.scale[b] = sqrt(inv->step.scale[b]);
-    }
-    return NRI_OK;
+    return nri_norms(inv->stack, STATES, inv->step.scale);
 }
 
+/* What the passes leave behind: s_0 and the trajectory. */
 static nri_status
-end_passes(nri_inversion *inv, bool sound)
+end_passes(nri_inversion *inv)
 {
-    const nri_vec_ops *ops = inv->v->ops;
     int E = inv->sampler->evaluations;
-    NRI_TRY(ops->copy(inv->v, STATE, state(inv, STATES, 0), NULL));
-    for (int j = 0; inv->trajectory >= 0 && j <= E; j++) {
-        NRI_TRY(ops->copy(inv->v, inv->trajectory + j, j < E ? state(inv, STATES, j) : Z0, NULL));
+    NRI_TRY(inv->v->ops->copy(inv->v, STATE, state(inv, STATES, 0), NULL));
+    for (int j = 0; j < E; j++) {
+        NRI_TRY(nri_keep_state(inv, j, state(inv, STATES, j)));
     }
-    if (inv->measure) {
-        NRI_TRY(nri_keep_best(inv, NULL)); /* something to return if nothing can be measured */
-    }
-    if (sound && inv->measure) {
-        return nri_begin_forward(inv);
-    }
-    inv->phase = DONE;
-    return NRI_OK;
+    return nri_keep_state(inv, E, Z0);
 }
 
 /* Outputs that are not finite may meet a coefficient of 0. */
@@ -172,32 +159,30 @@ end_pass(nri_inversion *inv)
 {
     nri_solve *s = &inv->step;
     int f = nri_solve_f(s), r = nri_solve_r(s);
-    bool failed = false, sound = false;
     NRI_TRY(go_back(inv, f, true));
     for (int j = 0; j < inv->sampler->evaluations; j++) {
         int from = state(inv, STATES, j), to = state(inv, f, j);
         NRI_TRY(nri_combine_all(inv, state(inv, r, j), (nri_rows){from, 2, to - from}, (double[]){-1, 1}));
     }
     NRI_TRY(log_pass(inv, r));
-    NRI_TRY(nri_solve_advance(s, PASS_SPARE));
+    NRI_TRY(nri_solve_feed(s, PASS_SPARE));
     NRI_TRY(inv->stack->ops->copy(inv->stack, STATES, PASS_SPARE, inv->active)); /* finished samples stay as they are */
     for (int64_t b = 0; b < inv->v->batch; b++) {
         inv->reason[b] = s->reason[b];
         inv->idle[b] = s->reason[b] == NRI_NON_FINITE;
-        sound |= !inv->idle[b];
-        failed |= s->failed[b];
     }
-    if (failed) {
-        NRI_TRY(clean_outputs(inv));
-    }
-    inv->j = 0;
-    return nri_solve_running(s) ? NRI_OK : end_passes(inv, sound);
+    return clean_outputs(inv);
 }
 
 nri_status
-nri_feed_pass(nri_inversion *inv, const nri_tensor *answer)
+nri_feed_passes(nri_inversion *inv, const nri_tensor *answer, bool *ended)
 {
     NRI_TRY(nri_load_answer(inv, output(inv, inv->j), answer));
-    inv->j++;
-    return inv->j < inv->sampler->evaluations ? NRI_OK : end_pass(inv);
+    if (++inv->j < inv->sampler->evaluations) {
+        return NRI_OK;
+    }
+    inv->j = 0;
+    NRI_TRY(end_pass(inv));
+    *ended = inv->step.asks == NRI_NOTHING;
+    return *ended ? end_passes(inv) : NRI_OK;
 }

@@ -14,7 +14,7 @@ mean of the directions, by steps along
 
     d = sum_k share_k theta_k e_k          e_k the tangent towards x_k
 
-How far a vector is off that shell is its own fault, and no reason to pull the centroid to it.  Two vectors' is the middle of
+How far a vector lies off that shell does not matter: norms do not pull the centroid.  Two vectors' is the middle of
 their arc; the sum of lengths itself, which NAO minimises, is the same everywhere on it.
 
 Scalars in double; vectors through vec.h, on any device.
@@ -22,6 +22,7 @@ Scalars in double; vectors through vec.h, on any device.
 #include <math.h>
 #include <stdlib.h>
 
+#include "arena.h"
 #include "path.h"
 
 static const double PI = 3.14159265358979323846;
@@ -29,6 +30,11 @@ static const double PI = 3.14159265358979323846;
 static const double OPPOSITE = 3.0;
 /* What is left of b beside a when its direction is rounding. */
 static const double ROUNDING = 1e-4;
+/* A sum of directions this short, of all shares, says nothing about where the centroid is. */
+static const double CANCELLED = 1e-3;
+/* Steps of the descent to it end at this angle, near the rounding of the cosines; it takes a dozen of them. */
+static const double SHORTEST = 1e-13;
+enum { STEPS = 1000 };
 
 nri_status
 nri_path_norms(int64_t elements, double *low, double *high)
@@ -40,12 +46,12 @@ nri_path_norms(int64_t elements, double *low, double *high)
     return NRI_OK;
 }
 
+/* The norms of a slot; they have to be those of vectors that point somewhere. */
 static nri_status
 norms(nri_space *v, int x, double *out, int64_t *sample)
 {
-    NRI_TRY(v->ops->dots(v, x, (nri_rows){x, 1, 1}, out));
+    NRI_TRY(nri_norms(v, x, out));
     for (int64_t b = 0; b < v->batch; b++) {
-        out[b] = sqrt(out[b]);
         if (!isfinite(out[b]) || out[b] == 0) {
             *sample = b;
             return NRI_NOT_FINITE;
@@ -169,42 +175,48 @@ weigh_way(const nri_shell *shell, nri_path method, nri_spacing spacing, double a
     return method == NRI_GEODESIC ? path.length : NAN;
 }
 
+/* What an interpolation knows of each sample. */
+typedef struct {
+    double *a, *b, *theta, *dot, *coef; /* [B], coef [B][2] */
+    bool *known;
+} ends;
+
+/* Norms, angle and direction of the ends A and B; with a shell they have to lie on it. */
+static nri_status
+measure_ends(nri_space *v, const nri_shell *shell, const ends *e, int64_t *sample)
+{
+    NRI_TRY(norms(v, NRI_PATH_A, e->a, sample));
+    NRI_TRY(norms(v, NRI_PATH_B, e->b, sample));
+    if (shell) {
+        NRI_TRY(check_norms(v, shell, e->a, sample));
+        NRI_TRY(check_norms(v, shell, e->b, sample));
+    }
+    NRI_TRY(angles(v, e->a, e->b, e->coef, e->dot, e->theta));
+    return find_direction(v, e->a, e->b, e->theta, e->coef, e->dot, e->known);
+}
+
 nri_status
 nri_interpolate(nri_space *v, nri_path method, nri_spacing spacing, int n, const double *fractions, double *weights,
                 double *length, int64_t *sample)
 {
     nri_shell shell = {0};
     int64_t B = v->batch;
+    ends e;
     *sample = -1;
     if (method == NRI_GEODESIC) {
         NRI_TRY(nri_shell_init(&shell, v->elements));
     }
-    double *a = malloc((size_t)B * (6 * sizeof(*a) + sizeof(bool)));
-    if (!a) {
+    const nri_array arrays[] = {NRI_ARRAY(ends, a, B, 1),   NRI_ARRAY(ends, b, B, 1),    NRI_ARRAY(ends, theta, B, 1),
+                                NRI_ARRAY(ends, dot, B, 1), NRI_ARRAY(ends, coef, B, 2), NRI_ARRAY(ends, known, B, 1)};
+    void *block = NRI_CARVE(&e, arrays);
+    if (!block) {
         return NRI_NO_MEMORY;
     }
-    double *b = a + B, *theta = b + B, *dot = theta + B, *coef = dot + B;
-    bool *known = (bool *)(coef + 2 * B);
-    nri_status status = norms(v, NRI_PATH_A, a, sample);
-    if (status == NRI_OK) {
-        status = norms(v, NRI_PATH_B, b, sample);
-    }
-    if (status == NRI_OK && method == NRI_GEODESIC) {
-        status = check_norms(v, &shell, a, sample);
-    }
-    if (status == NRI_OK && method == NRI_GEODESIC) {
-        status = check_norms(v, &shell, b, sample);
-    }
-    if (status == NRI_OK) {
-        status = angles(v, a, b, coef, dot, theta);
-    }
-    if (status == NRI_OK) {
-        status = find_direction(v, a, b, theta, coef, dot, known);
-    }
+    nri_status status = measure_ends(v, method == NRI_GEODESIC ? &shell : NULL, &e, sample);
     for (int64_t i = 0; status == NRI_OK && i < B; i++) {
-        length[i] = weigh_way(&shell, method, spacing, a[i], b[i], theta[i], n, fractions, weights + 3 * i, 3 * B);
+        length[i] = weigh_way(&shell, method, spacing, e.a[i], e.b[i], e.theta[i], n, fractions, weights + 3 * i, 3 * B);
     }
-    free(a);
+    free(block);
     return status;
 }
 
@@ -270,14 +282,14 @@ find_centroid(directions *d)
         d->v[k] = d->share[k];
         sum += d->share[k];
     }
-    if (!(span_norm(d, d->v) > 1e-3 * sum)) {
+    if (!(span_norm(d, d->v) > CANCELLED * sum)) {
         return NRI_NOT_UNIQUE;
     }
     normalise(d, d->v);
     double J = measure(d, d->v, d->step);
-    for (int i = 0; i < 1000 && angle > 1e-13; i++) {
+    for (int i = 0; i < STEPS && angle > SHORTEST; i++) {
         double size = span_norm(d, d->step), next = INFINITY;
-        for (angle = fmin(size / sum, PI / 4); angle > 1e-13; angle /= 2) {
+        for (angle = fmin(size / sum, PI / 4); angle > SHORTEST; angle /= 2) {
             for (int k = 0; k < d->count; k++) {
                 d->trial[k] = cos(angle) * d->v[k] + sin(angle) * d->step[k] / size;
             }
@@ -322,30 +334,34 @@ gram_matrix(nri_space *v, int K, double *gram, double *norm, double *row, int64_
     return NRI_OK;
 }
 
+typedef struct {
+    double *gram, *norm, *row, *v, *trial, *step; /* [B][K][K], [B][K], [B][K], [K] each */
+} centroid;
+
 nri_status
 nri_centroid(nri_space *v, int count, const double *shares, double *weights, int64_t *sample)
 {
     nri_shell shell;
     size_t B = (size_t)v->batch, K = (size_t)count;
+    centroid c;
     *sample = -1;
     NRI_TRY(nri_shell_init(&shell, v->elements));
-    double *gram = malloc(sizeof(*gram) * (B * K * (K + 2) + 3 * K));
-    if (!gram) {
+    const nri_array arrays[] = {NRI_ARRAY(centroid, gram, B, K * K), NRI_ARRAY(centroid, norm, B, K),
+                                NRI_ARRAY(centroid, row, B, K),      NRI_ARRAY(centroid, v, K, 1),
+                                NRI_ARRAY(centroid, trial, K, 1),    NRI_ARRAY(centroid, step, K, 1)};
+    void *block = NRI_CARVE(&c, arrays);
+    if (!block) {
         return NRI_NO_MEMORY;
     }
-    double *norm = gram + B * K * K, *row = norm + B * K, *scratch = row + B * K;
-    nri_status status = gram_matrix(v, count, gram, norm, row, sample);
+    nri_status status = gram_matrix(v, count, c.gram, c.norm, c.row, sample);
     for (size_t b = 0; status == NRI_OK && b < B; b++) {
-        directions d = {.count = count, .gram = gram + b * K * K, .share = shares};
-        d.v = scratch;
-        d.trial = d.v + K;
-        d.step = d.trial + K;
+        directions d = {count, c.gram + b * K * K, shares, c.v, c.trial, c.step};
         *sample = (int64_t)b;
         status = find_centroid(&d);
         for (size_t k = 0; k < K; k++) {
-            weights[b * K + k] = shell.star * d.v[k] / norm[b * K + k];
+            weights[b * K + k] = shell.star * d.v[k] / c.norm[b * K + k];
         }
     }
-    free(gram);
+    free(block);
     return status;
 }

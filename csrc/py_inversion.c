@@ -1,179 +1,194 @@
-/* nrinv._C.Inversion: the noise from which a sampler draws its target. */
+/*
+nrinv._C.Inversion: the noise from which a sampler draws its target.
+
+One in use by one thread refuses another.
+*/
 #include "python.h"
 
-#include <math.h>
-#include <string.h>
-
 typedef struct {
-    Machine machine;
+    PyObject_HEAD
+    PyObject *sampler, *correct_from; /* Samplers, which the core borrows */
+    pattern target;
+    nri_space *v;
     nri_options options;
-    nri_inversion *inv;
+    nri_inversion *core;
+    bool busy;
 } Inversion;
 
-static int
-check_options(const nri_options *o)
-{
-    if (o->max_nfe < 1) {
-        PyErr_Format(PyExc_ValueError, "max_nfe must be at least 1, got %d", o->max_nfe);
-        return -1;
-    }
-    if (o->depth < 0 || o->depth > NRI_MAX_DEPTH) {
-        PyErr_Format(PyExc_ValueError, "depth must be in 0..%d, got %d", NRI_MAX_DEPTH, o->depth);
-        return -1;
-    }
-    if (o->refine < 0) {
-        PyErr_Format(PyExc_ValueError, "refine must be at least 0, got %d", o->refine);
-        return -1;
-    }
-    if (!(o->tol >= 0) || !isfinite(o->tol)) {
-        return refuse_number("tol", "a finite number of at least 0", o->tol);
-    }
-    if (!(o->atol >= 0) || !isfinite(o->atol)) {
-        return refuse_number("atol", "a finite number of at least 0", o->atol);
-    }
-    if (!(o->prior >= 0) || !isfinite(o->prior)) {
-        return refuse_number("prior", "a finite number of at least 0", o->prior);
-    }
-    if (!(o->lam >= 0) || !isfinite(o->lam)) {
-        return refuse_number("lam", "a finite number of at least 0", o->lam);
-    }
-    if (!(o->floor > 0) || !isfinite(o->floor)) {
-        return refuse_number("floor", "a finite number above 0", o->floor);
-    }
-    if (!(o->extrapolation >= 0 && o->extrapolation <= 1)) {
-        return refuse_number("extrapolation", "in 0..1", o->extrapolation);
-    }
-    return 0;
-}
-
-static int
-read_solver(const char *name, nri_solver *out)
-{
-    static const char *const names[] = {"auto", "anderson", "fixed_point", "newton"};
-    for (int i = 0; i < (int)(sizeof(names) / sizeof(*names)); i++) {
-        if (!strcmp(name, names[i])) {
-            *out = (nri_solver)i; /* in the order of nri_solver */
-            return 0;
-        }
-    }
-    PyErr_Format(PyExc_ValueError, "solver must be 'auto', 'anderson', 'fixed_point' or 'newton', got '%s'", name);
-    return -1;
-}
-
-static int
-check_passes(const nri_options *o)
-{
-    const char *wrong = o->order != NRI_PASSES    ? NULL
-                        : o->solver == NRI_NEWTON ? "solver='newton'"
-                        : o->refine > 0           ? "refine above 0"
-                        : o->prior > 0            ? "prior above 0"
-                        : o->absorb               ? "noise='absorb'"
-                                                  : NULL;
-    if (wrong) {
-        PyErr_Format(PyExc_ValueError, "order='passes' does not go with %s; use order='reversed'", wrong);
-    }
-    return wrong ? -1 : 0;
-}
-
+/* The arguments that are objects. */
 typedef struct {
-    PyObject *sampler, *target, *noises, *guess;
-} tensors;
+    PyObject *sampler, *target, *noises, *guess, *correct_from, *radius, *draws, *correct_noises;
+} given;
+
+/* ------------------------------------------------------------------------------------------------------------ creation */
 
 static int
-read_options(PyObject *args, PyObject *kwargs, tensors *given, nri_options *o)
+read_options(PyObject *args, PyObject *kwargs, given *g, nri_options *o)
 {
-    static char *names[] = {"sampler",       "target",    "noises", "guess",      "solver", "noise", "max_nfe",
-                            "depth",         "tol",       "atol",   "refine",     "prior",  "lam",   "floor",
-                            "extrapolation", "predictor", "verify", "trajectory", "order",  NULL};
+    static char *names[] = {
+        "sampler",   "target", "noises",         "guess",  "solver",       "noise",          "max_nfe",
+        "depth",     "tol",    "atol",           "rounds", "lam",          "floor",          "extrapolation",
+        "predictor", "verify", "trajectory",     "order",  "correct_from", "correct_rounds", "correct_only",
+        "radius",    "draws",  "correct_noises", NULL};
     const char *solver = "auto", *noise = "record", *order = "reversed";
-    int predictor, verify = 0, trajectory = 0;
+    int predictor, verify = 0, trajectory = 0, correct_only = 0;
     *o = nri_default_options;
-    given->noises = given->guess = Py_None;
+    *g = (given){NULL, NULL, Py_None, Py_None, Py_None, Py_None, Py_None, Py_None};
     predictor = o->predictor;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$OOssiiddiddddppps:Inversion", names, &given->sampler, &given->target,
-                                     &given->noises, &given->guess, &solver, &noise, &o->max_nfe, &o->depth, &o->tol,
-                                     &o->atol, &o->refine, &o->prior, &o->lam, &o->floor, &o->extrapolation, &predictor,
-                                     &verify, &trajectory, &order)) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$OOssiiddidddpppsOipOOO:Inversion", names, &g->sampler, &g->target,
+                                     &g->noises, &g->guess, &solver, &noise, &o->max_nfe, &o->depth, &o->tol, &o->atol,
+                                     &o->rounds, &o->lam, &o->floor, &o->extrapolation, &predictor, &verify, &trajectory,
+                                     &order, &g->correct_from, &o->correct_rounds, &correct_only, &g->radius, &g->draws,
+                                     &g->correct_noises)) {
         return -1;
     }
+    int method = read_name("solver", solver, nri_solver_names);
+    int kind = method < 0 ? -1 : read_name("noise", noise, nri_noise_names);
+    int direction = kind < 0 ? -1 : read_name("order", order, nri_order_names);
+    o->solver = (nri_solver)method;
+    o->absorb = kind == NRI_ABSORB;
+    o->order = (nri_order)direction;
     o->predictor = predictor;
     o->verify = verify;
     o->trajectory = trajectory;
-    o->guess = given->guess != Py_None;
-    o->absorb = !strcmp(noise, "absorb");
-    if (!o->absorb && strcmp(noise, "record")) {
-        PyErr_Format(PyExc_ValueError, "noise must be 'record' or 'absorb', got '%s'", noise);
-        return -1;
-    }
-    o->order = strcmp(order, "passes") ? NRI_REVERSED : NRI_PASSES;
-    if (o->order == NRI_REVERSED && strcmp(order, "reversed")) {
-        PyErr_Format(PyExc_ValueError, "order must be 'reversed' or 'passes', got '%s'", order);
-        return -1;
-    }
-    return read_solver(solver, &o->solver) || check_options(o) ? -1 : check_passes(o);
+    o->correct_only = correct_only;
+    o->correct_inverted = g->draws == Py_None;
+    o->guess = g->guess != Py_None;
+    return direction < 0 ? -1 : 0;
+}
+
+static const nri_sampler *
+core_of(PyObject *sampler)
+{
+    return ((Sampler *)sampler)->sampler;
 }
 
 static int
-load_noises(Inversion *self, PyObject *noises)
+check_sampler(PyObject *x, const char *name, PyObject *type)
 {
-    int K = self->machine.sampler->sampler->noises;
-    Py_ssize_t n = noises == Py_None ? 0 : PySequence_Size(noises);
-    if (n < 0) {
-        return -1;
+    if (PyObject_TypeCheck(x, (PyTypeObject *)type)) {
+        return 0;
     }
-    if (n != K) {
-        PyErr_Format(PyExc_ValueError, "noises must hold %d tensors, one for each time the sampler draws noise, got %zd", K,
-                     n);
-        return -1;
+    PyErr_Format(PyExc_ValueError, "%s must be a Sampler, got %R", name, (PyObject *)Py_TYPE(x));
+    return -1;
+}
+
+/* A list, read once, of n tensors, as a tuple; None has none. */
+static PyObject *
+read_list(PyObject *list, const char *name, int64_t n, const char *what)
+{
+    PyObject *out = list == Py_None ? PyTuple_New(0) : PySequence_Tuple(list);
+    if (out && PyTuple_Size(out) != n) {
+        PyErr_Format(PyExc_ValueError, "%s must hold %lld tensors, %s, got %zd", name, (long long)n, what,
+                     PyTuple_Size(out));
+        Py_CLEAR(out);
     }
-    for (int k = 0; k < K; k++) {
-        PyObject *x = PySequence_GetItem(noises, k);
-        int bad = !x || machine_load(&self->machine, nri_inversion_noise(self->inv, k), x, "noises");
-        Py_XDECREF(x);
-        if (bad) {
-            return -1;
-        }
-    }
-    return 0;
+    return out;
+}
+
+/* The tuples of tensors that the options need. */
+typedef struct {
+    PyObject *noises, *draws, *correct_noises;
+} lists;
+
+static int
+read_lists(const Inversion *self, const given *g, lists *l)
+{
+    const nri_options *o = &self->options;
+    int K = core_of(self->sampler)->noises;
+    int64_t rounds = o->correct_from ? o->correct_rounds : 0, each = rounds ? o->correct_from->noises : 0;
+    bool unused = o->correct_only && g->noises == Py_None;
+    l->noises = read_list(g->noises, "noises", unused ? 0 : K, "one for each time the sampler draws noise");
+    l->draws = l->noises
+                   ? read_list(g->draws, "draws", o->correct_inverted ? 0 : rounds, "one for each round with drawn noise")
+                   : NULL;
+    l->correct_noises = l->draws ? read_list(g->correct_noises, "correct_noises", rounds * each,
+                                             "each round's noises of correct_from")
+                                 : NULL;
+    return l->correct_noises ? 0 : -1;
+}
+
+static void
+drop_lists(lists *l)
+{
+    Py_XDECREF(l->noises);
+    Py_XDECREF(l->draws);
+    Py_XDECREF(l->correct_noises);
 }
 
 static int
-check_absorb(const nri_sampler *s, const nri_options *o)
+load(Inversion *self, int slot, PyObject *x, const char *name)
 {
-    const char *missing = !o->absorb        ? NULL
-                          : !s->levels      ? "a sampler with levels"
-                          : !s->first_order ? "a sampler that remembers no older network outputs"
-                          : o->refine > 0   ? "refine=0"
-                                            : NULL;
-    if (missing) {
-        PyErr_Format(PyExc_ValueError, "noise='absorb' needs %s; use noise='record'", missing);
-    }
-    return missing ? -1 : 0;
+    return load_slot(self->v, slot, &self->target, x, name);
 }
 
 static int
-inversion_open(Inversion *self, PyObject *noises, PyObject *guess)
+load_all(Inversion *self, PyObject *guess, const lists *l)
 {
-    Machine *m = &self->machine;
+    nri_inversion *core = self->core;
+    int bad = load(self, nri_inversion_target(core), self->target.like, "target")
+              || (self->options.guess && load(self, nri_inversion_guess(core), guess, "guess"));
+    for (int k = 0; !bad && k < PyTuple_Size(l->noises); k++) {
+        bad = load(self, nri_inversion_noise(core, k), PyTuple_GetItem(l->noises, k), "noises");
+    }
+    for (int i = 0; !bad && i < PyTuple_Size(l->draws); i++) {
+        bad = load(self, nri_inversion_draw(core, i), PyTuple_GetItem(l->draws, i), "draws");
+    }
+    for (int i = 0; !bad && i < PyTuple_Size(l->correct_noises); i++) {
+        int each = self->options.correct_from->noises, slot = nri_inversion_correct_noise(core, i / each, i % each);
+        bad = load(self, slot, PyTuple_GetItem(l->correct_noises, i), "correct_noises");
+    }
+    return bad;
+}
+
+/* The radius as [B] doubles, or NULL with an exception. */
+static PyArrayObject *
+read_radius(PyObject *radius, int64_t batch)
+{
+    PyArrayObject *a = (PyArrayObject *)PyArray_FROM_OTF(radius, NPY_DOUBLE, NPY_ARRAY_IN_ARRAY);
+    if (a && (PyArray_NDIM(a) != 1 || PyArray_DIM(a, 0) != batch)) {
+        PyErr_Format(PyExc_ValueError, "radius must hold a norm of at least 0 for each of the %lld samples, got %R",
+                     (long long)batch, radius);
+        Py_CLEAR(a);
+    }
+    return a;
+}
+
+static int
+create_core(Inversion *self, PyObject *radius)
+{
+    nri_options o = self->options;
+    nri_problem problem;
+    PyArrayObject *norms = radius == Py_None ? NULL : read_radius(radius, self->v->batch);
+    if (radius != Py_None && !norms) {
+        return -1;
+    }
+    o.correct_radius = norms ? PyArray_DATA(norms) : NULL;
+    nri_status status = nri_inversion_create(core_of(self->sampler), &o, self->v, &self->core, &problem);
+    Py_XDECREF((PyObject *)norms);
+    return check_problem(status, &problem);
+}
+
+/* Everything is read and checked before it is loaded; the first request tells whether the target is finite. */
+static int
+inversion_open(Inversion *self, const module_state *state, const given *g)
+{
+    const nri_sampler *sampler = core_of(self->sampler);
+    nri_problem problem;
     nri_request request;
+    nri_status status;
     bool done;
-    int step, slots = nri_inversion_slots(m->sampler->sampler, &self->options);
-    if (check_absorb(m->sampler->sampler, &self->options) || create_space(m->like, m->torch, "target", slots, &m->v)) {
-        return -1;
-    }
-    nri_status status = nri_inversion_create(m->sampler->sampler, &self->options, m->v, &self->inv, &step);
-    if (status == NRI_SINGULAR_STEP) {
-        PyErr_Format(PyExc_ValueError, "sampler: step %d of %d cannot be inverted: %s", step,
-                     self->machine.sampler->sampler->evaluations, nri_status_text(status));
-        return -1;
-    }
-    if (check_status(status) || machine_load(&self->machine, nri_inversion_target(self->inv), self->machine.like, "target")
-        || load_noises(self, noises)
-        || (self->options.guess && machine_load(&self->machine, nri_inversion_guess(self->inv), guess, "guess"))) {
+    lists l = {NULL, NULL, NULL};
+    int bad = check_problem(nri_check_options(sampler, &self->options, &problem), &problem)
+              || read_pattern(g->target, "the target", "target", &self->target) || read_lists(self, g, &l)
+              || create_space(state, &self->target, nri_inversion_slots(sampler, &self->options), &self->v)
+              || create_core(self, g->radius) || load_all(self, g->guess, &l);
+    drop_lists(&l);
+    if (bad) {
         return -1;
     }
     Py_BEGIN_ALLOW_THREADS
-    status = nri_inversion_next(self->inv, &request, &done);
+    status = nri_inversion_next(self->core, &request, &done);
     Py_END_ALLOW_THREADS
     if (status == NRI_NOT_FINITE) {
         PyErr_SetString(PyExc_ValueError, "target must be finite, got NaN or infinity");
@@ -185,61 +200,163 @@ inversion_open(Inversion *self, PyObject *noises, PyObject *guess)
 static PyObject *
 inversion_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    tensors given;
+    given g;
     nri_options options;
     module_state *state = PyType_GetModuleState(type);
-    if (!state || read_options(args, kwargs, &given, &options) || machine_check(given.sampler, state->type[SAMPLER])) {
+    if (!state || read_options(args, kwargs, &g, &options) || check_sampler(g.sampler, "sampler", state->type[SAMPLER])
+        || (g.correct_from != Py_None && check_sampler(g.correct_from, "correct_from", state->type[SAMPLER]))) {
         return NULL;
     }
     Inversion *self = (Inversion *)((allocfunc)PyType_GetSlot(type, Py_tp_alloc))(type, 0);
     if (!self) {
         return NULL;
     }
-    machine_init(&self->machine, given.sampler, given.target);
+    self->sampler = Py_NewRef(g.sampler);
+    self->correct_from = Py_NewRef(g.correct_from);
+    options.correct_from = g.correct_from == Py_None ? NULL : core_of(g.correct_from);
     self->options = options;
-    if (inversion_open(self, given.noises, given.guess)) {
+    if (inversion_open(self, state, &g)) {
         Py_CLEAR(self);
     }
     return (PyObject *)self;
+}
+
+static int
+inversion_traverse(PyObject *op, visitproc visit, void *arg)
+{
+    Inversion *self = (Inversion *)op;
+    Py_VISIT(Py_TYPE(op));
+    Py_VISIT(self->target.like);
+    Py_VISIT(self->sampler);
+    Py_VISIT(self->correct_from);
+    return 0;
+}
+
+/* The core goes before what it borrows. */
+static int
+inversion_clear(PyObject *op)
+{
+    Inversion *self = (Inversion *)op;
+    nri_inversion_destroy(self->core);
+    nri_space_destroy(self->v);
+    self->core = NULL;
+    self->v = NULL;
+    Py_CLEAR(self->target.like);
+    Py_CLEAR(self->sampler);
+    Py_CLEAR(self->correct_from);
+    return 0;
 }
 
 static void
 inversion_dealloc(PyObject *op)
 {
     PyTypeObject *type = Py_TYPE(op);
-    nri_inversion_destroy(((Inversion *)op)->inv);
-    machine_clear(&((Inversion *)op)->machine);
+    PyObject_GC_UnTrack(op);
+    inversion_clear(op);
     ((freefunc)PyType_GetSlot(type, Py_tp_free))(op);
     Py_DECREF(type);
 }
 
-static nri_status
-ask(void *core, nri_request *request, bool *done)
+/* ------------------------------------------------------------------------------------------------------------- methods */
+
+/* Refuse a second thread, and a call from a finalizer after inversion_clear. */
+static int
+enter(Inversion *self)
 {
-    return nri_inversion_next(core, request, done);
+    if (self->busy || !self->core) {
+        PyErr_SetString(PyExc_RuntimeError,
+                        self->core ? "this Inversion is in use by another thread" : "this Inversion has been collected");
+        return -1;
+    }
+    self->busy = true;
+    return 0;
 }
 
-static nri_status
-answer(void *core, const nri_tensor *model_output)
+/* A new tuple type instance that owns `items`; NULL if one of them is missing. */
+static PyObject *
+pack_fields(PyObject *type, int n, PyObject **items)
 {
-    return nri_inversion_feed(core, model_output);
+    bool complete = true;
+    for (int i = 0; i < n; i++) {
+        complete &= items[i] != NULL;
+    }
+    PyObject *out = complete ? PyStructSequence_New((PyTypeObject *)type) : NULL;
+    for (int i = 0; i < n; i++) {
+        if (out) {
+            PyStructSequence_SetItem(out, i, items[i]);
+        }
+        else {
+            Py_XDECREF(items[i]);
+        }
+    }
+    return out;
+}
+
+enum { REQUEST_FIELDS = 8, RESULT_FIELDS = 15 };
+
+static PyObject *
+pack_request(const Inversion *self, const nri_request *r, PyObject *type)
+{
+    int v = r->cotangent;
+    PyObject *fields[REQUEST_FIELDS] = {PyLong_FromLong(r->index),
+                                        PyFloat_FromDouble(r->timestep),
+                                        give(self->v, r->slot, &self->target, false),
+                                        PyFloat_FromDouble(r->scale),
+                                        PyBool_FromLong(r->wants_gradient),
+                                        v < 0 ? Py_NewRef(Py_None) : give(self->v, v, &self->target, false),
+                                        booleans((npy_intp)self->v->batch, r->active),
+                                        PyBool_FromLong(r->correcting)};
+    return pack_fields(type, REQUEST_FIELDS, fields);
 }
 
 static PyObject *
 inversion_next(PyObject *op, PyObject *unused)
 {
+    Inversion *self = (Inversion *)op;
+    module_state *state = PyType_GetModuleState(Py_TYPE(op));
+    nri_request request;
+    nri_status status;
+    bool done = false;
     (void)unused;
-    return machine_next((Machine *)op, ((Inversion *)op)->inv, ask);
+    if (!state || enter(self)) {
+        return NULL;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    status = nri_inversion_next(self->core, &request, &done);
+    Py_END_ALLOW_THREADS
+    PyObject *out = status != NRI_OK ? raise_status(status)
+                    : done           ? Py_NewRef(Py_None)
+                                     : pack_request(self, &request, state->type[REQUEST]);
+    self->busy = false;
+    return out;
 }
 
 static PyObject *
 inversion_feed(PyObject *op, PyObject *model_output)
 {
-    return machine_feed((Machine *)op, ((Inversion *)op)->inv, answer, model_output);
+    Inversion *self = (Inversion *)op;
+    intake in;
+    nri_status status = NRI_OK;
+    if (enter(self)) {
+        return NULL;
+    }
+    int bad = take_like(&self->target, model_output, "model_output", &in);
+    if (!bad) {
+        Py_BEGIN_ALLOW_THREADS
+        status = nri_inversion_feed(self->core, &in.t);
+        Py_END_ALLOW_THREADS
+    }
+    release(&in);
+    self->busy = false;
+    if (status == NRI_BAD_ORDER) {
+        PyErr_SetString(PyExc_RuntimeError, "feed needs a request: call next() first");
+        return NULL;
+    }
+    return bad || check_status(status) ? NULL : Py_NewRef(Py_None);
 }
 
 static PyObject *
-reason_names(const nri_result *r, int64_t batch)
+reason_list(const nri_result *r, int64_t batch)
 {
     PyObject *out = PyList_New((Py_ssize_t)batch);
     for (int64_t b = 0; out && b < batch; b++) {
@@ -251,50 +368,56 @@ reason_names(const nri_result *r, int64_t batch)
     return out;
 }
 
+/* n slots as tensors, or None. */
 static PyObject *
-give_trajectory(const Machine *m, const nri_result *r)
+tensors(const Inversion *self, bool kept, int first, int n)
 {
-    int count = m->sampler->sampler->evaluations + 1;
-    return r->trajectory < 0 ? Py_NewRef(Py_None) : give_list(m->v, r->trajectory, count, m->like, m->torch);
+    return kept ? give_list(self->v, first, n, &self->target) : Py_NewRef(Py_None);
 }
 
 static PyObject *
-give_noises(const Machine *m, const nri_options *o, const nri_result *r)
+pack_result(const Inversion *self, const nri_result *r, PyObject *type)
 {
-    return o->absorb ? give_list(m->v, r->noises, m->sampler->sampler->noises, m->like, m->torch) : Py_NewRef(Py_None);
+    const nri_sampler *s = core_of(self->sampler);
+    npy_intp B = (npy_intp)self->v->batch, logs[2] = {s->evaluations, B};
+    PyObject *fields[RESULT_FIELDS] = {
+        give(self->v, r->latents, &self->target, true),
+        doubles(2, logs, r->residual),
+        integers(2, logs, r->step_nfe),
+        integers(1, &B, r->nfe),
+        reason_list(r, self->v->batch),
+        doubles(1, &B, r->error),
+        PyLong_FromLong(r->evaluations),
+        tensors(self, r->trajectory >= 0, r->trajectory, s->evaluations + 1),
+        tensors(self, self->options.absorb && !self->options.correct_only, r->noises, s->noises),
+        integers(1, &B, r->restarts),
+        integers(1, &B, r->rejected),
+        integers(1, &B, r->failed),
+        r->corrected < 0 ? Py_NewRef(Py_None) : give(self->v, r->corrected, &self->target, true),
+        doubles(1, &B, r->moved),
+        booleans(B, r->held),
+    };
+    return pack_fields(type, RESULT_FIELDS, fields);
 }
 
 static PyObject *
 inversion_result(PyObject *op, PyObject *unused)
 {
     Inversion *self = (Inversion *)op;
-    Machine *m = &self->machine;
     module_state *state = PyType_GetModuleState(Py_TYPE(op));
     nri_result r;
+    PyObject *out = NULL;
     (void)unused;
-    if (!state || machine_enter(m)) {
+    if (!state || enter(self)) {
         return NULL;
     }
-    PyObject *out = NULL;
-    if (nri_inversion_result(self->inv, &r) != NRI_OK) {
-        PyErr_SetString(PyExc_RuntimeError, "the inversion is not finished: next() has to return None first");
+    if (nri_inversion_result(self->core, &r) == NRI_OK) {
+        out = pack_result(self, &r, state->type[RESULT]);
     }
     else {
-        npy_intp B = (npy_intp)m->v->batch, logs[2] = {m->sampler->sampler->evaluations, B};
-        PyObject *fields[] = {
-            give(m->v, r.latents, m->like, m->torch, true),
-            doubles(2, logs, r.residual),
-            integers(2, logs, r.step_nfe),
-            integers(1, &B, r.nfe),
-            reason_names(&r, m->v->batch),
-            doubles(1, &B, r.error),
-            PyLong_FromLong(r.evaluations),
-            give_trajectory(m, &r),
-            give_noises(m, &self->options, &r),
-        };
-        out = pack_fields(state->type[RESULT], 9, fields);
+        PyErr_SetString(PyExc_RuntimeError, "the inversion is not finished: next() has to return None first");
     }
-    m->busy = false;
+    self->busy = false;
     return out;
 }
 
@@ -303,7 +426,11 @@ inversion_max_evaluations(PyObject *op, void *unused)
 {
     Inversion *self = (Inversion *)op;
     (void)unused;
-    return PyLong_FromLongLong(nri_inversion_max_evaluations(self->machine.sampler->sampler, &self->options));
+    if (enter(self)) {
+        return NULL;
+    }
+    self->busy = false;
+    return PyLong_FromLongLong(nri_inversion_max_evaluations(core_of(self->sampler), &self->options));
 }
 
 static PyMethodDef inversion_methods[] = {
@@ -323,10 +450,10 @@ static PyGetSetDef inversion_getset[] = {
 
 static PyType_Slot inversion_slots[] = {
     {Py_tp_doc,
-     "Inversion(sampler, target, *, noises=None, guess=None, solver='auto', noise='record', max_nfe=3, depth=5, "
-     "tol=0.0001,\n"
-     "          atol=0.0, refine=0, prior=0.0, lam=0.1, floor=0.5, extrapolation=1.0, predictor=True, verify=False,\n"
-     "          trajectory=False, order='reversed')\n--\n\n"
+     "Inversion(sampler, target, *, noises=None, guess=None, solver='auto', noise='record', max_nfe=3, depth=5,\n"
+     "          tol=0.0001, atol=0.0, rounds=0, lam=0.1, floor=0.5, extrapolation=1.0, predictor=True, verify=False,\n"
+     "          trajectory=False, order='reversed', correct_from=None, correct_rounds=2, correct_only=False,\n"
+     "          radius=None, draws=None, correct_noises=None)\n--\n\n"
      "Find the noise z_T from which `sampler` draws `target` [B, ...], a torch tensor or a NumPy array, in float32.\n\n"
      "The network is yours:\n\n"
      "    while request := inversion.next():\n"
@@ -334,29 +461,51 @@ static PyType_Slot inversion_slots[] = {
      "    noise = inversion.result().latents\n\n"
      "noises: the sampler's K noise draws, in its order; needed if sampler.num_noises > 0.  guess: where the first step\n"
      "starts, by default the target.  noise: 'absorb' lets noises take up what their steps leave, the result has them.\n"
-     "solver: 'auto', 'anderson', 'fixed_point' or 'newton' (which asks for gradients, see Request).  max_nfe: network\n"
-     "evaluations a step, at least 1; 'auto' deals them out unevenly.  depth: Anderson memory, 0..15.\n"
+     "solver: one of SOLVERS; 'newton' asks for gradients, see Request.  max_nfe: network evaluations a step, at least 1;\n"
+     "'auto' deals them out unevenly.  depth: Anderson memory, 0..15.\n"
      "tol: a step ends at |f(z) - z| <= tol |z|.  atol: or at a root mean square of atol.\n"
-     "refine: rounds of defect correction for samplers that remember older network outputs; each measures the error.\n"
-     "prior: weight of Lavrentiev's regularisation towards the first guess, at least 0; residuals stay |f(z) - z|.\n"
+     "rounds: of defect correction, for samplers that remember older network outputs; each measures the error.\n"
      "lam, floor: of 'newton', weight of the forward process and floor of the gradient.\n"
      "extrapolation: how far outputs not yet known are extrapolated, 0..1.  predictor: first guess of a step from the\n"
      "network output before it.  verify: end with a forward run that measures the error.  trajectory: keep all states.\n"
      "order: 'reversed' solves step by step from the image to the noise; 'passes' asks for the sampler's evaluations in\n"
-     "the sampler's order, max_nfe times over, and solves for all states at once: not with 'newton', refine, prior or\n"
-     "'absorb'; tol and atol refer to all states, each relative to its noise level.\n\n"
+     "the sampler's order, max_nfe times over, and solves for all states at once: not with 'newton', rounds or 'absorb';\n"
+     "tol and atol refer to all states, each relative to its noise level.\n\n"
+     "correct_from: first correct the target (arXiv 2312.12540v2, prompt-aware adjustment).  A Sampler, the last steps of\n"
+     "`sampler`, nrinv.read_sampler(scheduler, start=...): each of correct_rounds adds noise to the target and denoises it\n"
+     "by these steps; requests say so by `correcting`.  draws: the noise that is added, a tensor like the target for each\n"
+     "round; without them the steps are inverted instead, at one evaluation each.  correct_noises: the noise draws of\n"
+     "correct_from, round after round.  radius [B]: how far, as a norm, a sample is moved at most.  correct_only: the\n"
+     "result's latents are the corrected target.\n\n"
      "Raises ValueError for options out of range, for tensors unlike the target, and if a step cannot be inverted."},
     {Py_tp_new, inversion_new},
     {Py_tp_dealloc, inversion_dealloc},
+    {Py_tp_traverse, inversion_traverse},
+    {Py_tp_clear, inversion_clear},
     {Py_tp_methods, inversion_methods},
     {Py_tp_getset, inversion_getset},
     {0, NULL},
 };
 
-PyType_Spec inversion_spec = {"nrinv._C.Inversion", sizeof(Inversion), 0, Py_TPFLAGS_DEFAULT, inversion_slots};
+PyType_Spec inversion_spec = {"nrinv._C.Inversion", sizeof(Inversion), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+                              inversion_slots};
+
+static PyStructSequence_Field request_fields[] = {
+    {"index", "j, the step of the sampler"},
+    {"timestep", "the timestep to evaluate at"},
+    {"sample", "[B, ...] the state s_j, in the target's dtype"},
+    {"scale", "the network sees scale * sample"},
+    {"wants_gradient", "whether a request with a cotangent may follow at this sample: keep what a gradient needs"},
+    {"cotangent", "None, or v [B, ...]: feed J^T v instead of an output, J the Jacobian of the network's output in sample"},
+    {"active", "[B] bool: the samples that are evaluated; other rows are ignored in what is fed"},
+    {"correcting", "whether index and timestep are those of correct_from"},
+    {NULL, NULL},
+};
+PyStructSequence_Desc request_desc = {"nrinv.Request", "A network evaluation that an Inversion asks for.", request_fields,
+                                      REQUEST_FIELDS};
 
 static PyStructSequence_Field result_fields[] = {
-    {"latents", "[B, ...] float32: the noise z_T"},
+    {"latents", "[B, ...] float32: the noise z_T; with correct_only, the corrected target"},
     {"residuals", "[E, B] |f(z) - z| / |z| at the last evaluation of each step, of the last sweep or pass"},
     {"step_nfe", "[E, B] network evaluations of each step in the last sweep, or in all passes"},
     {"nfe", "[B] network evaluations in all"},
@@ -365,6 +514,12 @@ static PyStructSequence_Field result_fields[] = {
     {"evaluations", "network calls for the whole batch"},
     {"trajectory", "E + 1 states from z_T to z_0 if they were kept, else None"},
     {"noises", "K noises that the sampler has to draw, with noise='absorb', else None"},
+    {"restarts", "[B] how often a solver went back to its best iterate, or its start, for a shorter step"},
+    {"rejected", "[B] mixtures of iterates whose weights were not usable"},
+    {"failed", "[B] evaluations, products and rounds of the correction that were not finite"},
+    {"corrected", "[B, ...] float32: the corrected target, or None without correct_from"},
+    {"moved", "[B] |corrected - target| / |target|, or None"},
+    {"held", "[B] bool: the radius has held the last round of the correction back, or None"},
     {NULL, NULL},
 };
-PyStructSequence_Desc result_desc = {"nrinv.Result", "What an Inversion found.", result_fields, 9};
+PyStructSequence_Desc result_desc = {"nrinv.Result", "What an Inversion found.", result_fields, RESULT_FIELDS};

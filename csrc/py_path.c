@@ -3,42 +3,6 @@
 
 #include <limits.h>
 #include <math.h>
-#include <string.h>
-
-static const char *const method_names[] = {
-#define NRI_PATH(id, name, text) name,
-    NRI_PATH_LIST(NRI_PATH)
-#undef NRI_PATH
-};
-
-static const char *const spacing_names[] = {
-#define NRI_SPACING(id, name, text) name,
-    NRI_SPACING_LIST(NRI_SPACING)
-#undef NRI_SPACING
-};
-
-/* The place of a name among `count` names; -1 with an exception that lists them. */
-static int
-read_name(const char *argument, const char *given, const char *const *names, int count)
-{
-    PyObject *list;
-    for (int i = 0; i < count; i++) {
-        if (!strcmp(given, names[i])) {
-            return i;
-        }
-    }
-    list = PyUnicode_FromString(names[0]);
-    for (int i = 1; list && i < count; i++) {
-        PyObject *longer = PyUnicode_FromFormat("%U, %s", list, names[i]);
-        Py_DECREF(list);
-        list = longer;
-    }
-    if (list) {
-        PyErr_Format(PyExc_ValueError, "%s must be one of %U, got '%s'", argument, list, given);
-        Py_DECREF(list);
-    }
-    return -1;
-}
 
 /* Say what is wrong with the sample of a tensor. */
 static void
@@ -71,7 +35,7 @@ raise_path_status(nri_status status, const nri_space *v, int64_t sample, const c
 
 /* The points, a list of n tensors like a. */
 static PyObject *
-points(nri_space *v, PyObject *like, bool torch, int n, const double *weights)
+points(nri_space *v, const pattern *p, int n, const double *weights)
 {
     PyObject *out = PyList_New(n);
     for (int i = 0; out && i < n; i++) {
@@ -79,7 +43,7 @@ points(nri_space *v, PyObject *like, bool torch, int n, const double *weights)
         Py_BEGIN_ALLOW_THREADS
         status = v->ops->combine(v, NRI_PATH_POINT, (nri_rows){NRI_PATH_A, 3, 1}, weights + (int64_t)i * 3 * v->batch);
         Py_END_ALLOW_THREADS
-        PyObject *x = status == NRI_OK ? give(v, NRI_PATH_POINT, like, torch, false) : raise_status(status);
+        PyObject *x = status == NRI_OK ? give(v, NRI_PATH_POINT, p, false) : raise_status(status);
         if (!x || PyList_SetItem(out, i, x)) {
             Py_CLEAR(out);
         }
@@ -94,66 +58,66 @@ const char path_interpolate_doc[] = "interpolate(a, b, fractions, direction, *, 
                                     "tensor like a, the way round for\n"
                                     "ends that are opposite.";
 
+/* The ways from a to b, once all is read. */
+static PyObject *
+interpolate(nri_space *v, const pattern *p, nri_path method, nri_spacing spacing, PyArrayObject *fractions)
+{
+    npy_intp B = (npy_intp)v->batch;
+    int n = (int)PyArray_DIM(fractions, 0);
+    int64_t sample = -1;
+    nri_status status;
+    double *weights = PyMem_Malloc(sizeof(*weights) * (size_t)B * (3 * (size_t)n + 1));
+    if (!weights) {
+        return PyErr_NoMemory();
+    }
+    double *length = weights + 3 * B * n;
+    PyObject *list = NULL, *lengths = NULL, *out = NULL;
+    Py_BEGIN_ALLOW_THREADS
+    status = nri_interpolate(v, method, spacing, n, PyArray_DATA(fractions), weights, length, &sample);
+    Py_END_ALLOW_THREADS
+    if (status != NRI_OK) {
+        raise_path_status(status, v, sample, "a and b");
+    }
+    else {
+        list = points(v, p, n, weights);
+        lengths = list ? doubles(1, &B, length) : NULL;
+        out = lengths ? PyTuple_Pack(2, list, lengths) : NULL;
+    }
+    PyMem_Free(weights);
+    Py_XDECREF(list);
+    Py_XDECREF(lengths);
+    return out;
+}
+
 PyObject *
 path_interpolate(PyObject *module, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"a", "b", "fractions", "direction", "method", "spacing", NULL};
-    PyObject *a, *b, *given, *direction, *list = NULL, *out = NULL;
+    PyObject *a, *b, *given, *direction, *out = NULL;
     const char *method = "geodesic", *spacing = "metric";
-    int how, equal;
     nri_space *v = NULL;
-    int64_t sample = -1;
-    (void)module;
+    pattern p = {.like = NULL};
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOO|$ss:interpolate", names, &a, &b, &given, &direction, &method,
                                      &spacing)) {
         return NULL;
     }
-    how = read_name("method", method, method_names, (int)(sizeof(method_names) / sizeof(*method_names)));
-    equal = how < 0 ? -1 : read_name("spacing", spacing, spacing_names, NRI_SPACINGS);
-    if (equal < 0) {
+    int how = read_name("method", method, nri_path_names);
+    int equal = how < 0 ? -1 : read_name("spacing", spacing, nri_spacing_names);
+    PyArrayObject *fractions = equal < 0 ? NULL : (PyArrayObject *)PyArray_FROM_OTF(given, NPY_DOUBLE, NPY_ARRAY_IN_ARRAY);
+    if (!fractions) {
         return NULL;
     }
-    bool torch = is_torch(a);
-    PyArrayObject *fractions = (PyArrayObject *)PyArray_FROM_OTF(given, NPY_DOUBLE, NPY_ARRAY_IN_ARRAY);
-    double *weights = NULL;
-    if (!fractions || PyArray_NDIM(fractions) != 1 || PyArray_DIM(fractions, 0) < 1 || PyArray_DIM(fractions, 0) > INT_MAX) {
-        if (fractions) {
-            PyErr_SetString(PyExc_ValueError, "fractions must be a vector of at least one number");
-        }
-        goto end;
+    if (PyArray_NDIM(fractions) != 1 || PyArray_DIM(fractions, 0) < 1 || PyArray_DIM(fractions, 0) > INT_MAX) {
+        PyErr_SetString(PyExc_ValueError, "fractions must be a vector of at least one number");
     }
-    int n = (int)PyArray_DIM(fractions, 0);
-    if (create_space(a, torch, "a", NRI_PATH_SLOTS, &v) || load_slot(v, NRI_PATH_A, a, "a", torch, a, "a")
-        || load_slot(v, NRI_PATH_B, a, "a", torch, b, "b")
-        || load_slot(v, NRI_PATH_DIRECTION, a, "a", torch, direction, "direction")) {
-        goto end;
+    else if (!read_pattern(a, "a", "a", &p) && !create_space(PyModule_GetState(module), &p, NRI_PATH_SLOTS, &v)
+             && !load_slot(v, NRI_PATH_A, &p, a, "a") && !load_slot(v, NRI_PATH_B, &p, b, "b")
+             && !load_slot(v, NRI_PATH_DIRECTION, &p, direction, "direction")) {
+        out = interpolate(v, &p, (nri_path)how, (nri_spacing)equal, fractions);
     }
-    npy_intp B = (npy_intp)v->batch;
-    weights = PyMem_Malloc(sizeof(*weights) * (size_t)B * (3 * (size_t)n + 1));
-    if (!weights) {
-        PyErr_NoMemory();
-        goto end;
-    }
-    nri_status status;
-    double *length = weights + 3 * B * n;
-    Py_BEGIN_ALLOW_THREADS
-    status = nri_interpolate(v, (nri_path)how, (nri_spacing)equal, n, PyArray_DATA(fractions), weights, length, &sample);
-    Py_END_ALLOW_THREADS
-    if (status != NRI_OK) {
-        raise_path_status(status, v, sample, "a and b");
-        goto end;
-    }
-    list = points(v, a, torch, n, weights);
-    PyObject *lengths = list ? doubles(1, &B, length) : NULL;
-    if (lengths) {
-        out = PyTuple_Pack(2, list, lengths);
-        Py_DECREF(lengths);
-    }
-end:
-    PyMem_Free(weights);
     nri_space_destroy(v);
-    Py_XDECREF(list);
-    Py_XDECREF((PyObject *)fractions);
+    Py_XDECREF(p.like);
+    Py_DECREF((PyObject *)fractions);
     return out;
 }
 
@@ -162,68 +126,60 @@ const char path_centroid_doc[]
       "The centroid [B, ...] of K tensors [B, ...]: in their span, with the least sum of share times squared length of the\n"
       "geodesic to each; shares [K], at least 0 and not all 0.";
 
+/* The centroid of the slots 0..K-1, once all is read; slot K is free. */
+static PyObject *
+centroid(nri_space *v, const pattern *p, int K, const double *shares)
+{
+    int64_t sample = -1;
+    nri_status status;
+    double *weights = PyMem_Malloc(sizeof(*weights) * (size_t)v->batch * (size_t)K);
+    if (!weights) {
+        return PyErr_NoMemory();
+    }
+    Py_BEGIN_ALLOW_THREADS
+    status = nri_centroid(v, K, shares, weights, &sample);
+    if (status == NRI_OK) {
+        sample = -1;
+        status = v->ops->combine(v, K, (nri_rows){0, K, 1}, weights);
+    }
+    Py_END_ALLOW_THREADS
+    PyMem_Free(weights);
+    if (status != NRI_OK) {
+        raise_path_status(status, v, sample, "latents");
+        return NULL;
+    }
+    return give(v, K, p, false);
+}
+
 PyObject *
 path_centroid(PyObject *module, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"latents", "shares", NULL};
-    PyObject *list, *given, *first = NULL, *out = NULL;
-    PyArrayObject *shares = NULL;
+    PyObject *list, *given, *out = NULL;
     nri_space *v = NULL;
-    double *weights = NULL;
-    int64_t sample = -1;
-    (void)module;
+    pattern p = {.like = NULL};
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO:centroid", names, &list, &given)) {
         return NULL;
     }
-    Py_ssize_t K = PySequence_Size(list);
-    if (K < 0) {
-        return NULL;
-    }
-    shares = (PyArrayObject *)PyArray_FROM_OTF(given, NPY_DOUBLE, NPY_ARRAY_IN_ARRAY);
-    if (!shares) {
-        return NULL;
-    }
-    if (K < 1 || K > INT_MAX / 4 || PyArray_NDIM(shares) != 1 || PyArray_DIM(shares, 0) != K) {
+    PyObject *latents = PySequence_Tuple(list);
+    PyArrayObject *shares = latents ? (PyArrayObject *)PyArray_FROM_OTF(given, NPY_DOUBLE, NPY_ARRAY_IN_ARRAY) : NULL;
+    Py_ssize_t K = latents ? PyTuple_Size(latents) : -1;
+    int bad = !shares;
+    if (!bad && (K < 1 || K > INT_MAX / 4 || PyArray_NDIM(shares) != 1 || PyArray_DIM(shares, 0) != K)) {
         PyErr_Format(PyExc_ValueError, "shares must be a vector of %zd numbers, one for each of the latents", K);
-        goto end;
+        bad = 1;
     }
-    first = PySequence_GetItem(list, 0);
-    if (!first) {
-        goto end;
+    bad = bad || read_pattern(PyTuple_GetItem(latents, 0), "the first", "latents", &p)
+          || create_space(PyModule_GetState(module), &p, (int)K + 1, &v);
+    for (Py_ssize_t k = 0; !bad && k < K; k++) {
+        bad = load_slot(v, (int)k, &p, PyTuple_GetItem(latents, k), "latents");
     }
-    bool torch = is_torch(first);
-    if (create_space(first, torch, "latents", (int)K + 1, &v)) {
-        goto end;
+    if (!bad) {
+        out = centroid(v, &p, (int)K, PyArray_DATA(shares));
     }
-    for (Py_ssize_t k = 0; k < K; k++) {
-        PyObject *x = PySequence_GetItem(list, k);
-        int bad = !x || load_slot(v, (int)k, first, "the first", torch, x, "latents");
-        Py_XDECREF(x);
-        if (bad) {
-            goto end;
-        }
-    }
-    weights = PyMem_Malloc(sizeof(*weights) * (size_t)v->batch * (size_t)K);
-    if (!weights) {
-        PyErr_NoMemory();
-        goto end;
-    }
-    nri_status status;
-    Py_BEGIN_ALLOW_THREADS
-    status = nri_centroid(v, (int)K, PyArray_DATA(shares), weights, &sample);
-    Py_END_ALLOW_THREADS
-    if (status != NRI_OK) {
-        raise_path_status(status, v, sample, "latents");
-        goto end;
-    }
-    Py_BEGIN_ALLOW_THREADS
-    status = v->ops->combine(v, (int)K, (nri_rows){0, (int)K, 1}, weights);
-    Py_END_ALLOW_THREADS
-    out = status == NRI_OK ? give(v, (int)K, first, torch, false) : raise_status(status);
-end:
-    PyMem_Free(weights);
     nri_space_destroy(v);
-    Py_XDECREF(first);
+    Py_XDECREF(p.like);
+    Py_XDECREF(latents);
     Py_XDECREF((PyObject *)shares);
     return out;
 }

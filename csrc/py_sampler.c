@@ -84,44 +84,26 @@ sampler_length(PyObject *op)
     return ((Sampler *)op)->sampler->evaluations;
 }
 
-static PyObject *
-sampler_timesteps(PyObject *op, void *unused)
-{
-    const nri_sampler *s = ((Sampler *)op)->sampler;
-    (void)unused;
-    return doubles(1, (npy_intp[]){s->evaluations}, s->timesteps);
-}
+/* The arrays that are given out, by the closure of their getter. */
+enum { TIMESTEPS, INPUTS, STEPS, STATES, LEVELS };
 
 static PyObject *
-sampler_inputs(PyObject *op, void *unused)
+sampler_array(PyObject *op, void *which)
 {
     const nri_sampler *s = ((Sampler *)op)->sampler;
-    (void)unused;
-    return doubles(1, (npy_intp[]){s->evaluations}, s->inputs);
-}
-
-static PyObject *
-sampler_steps(PyObject *op, void *unused)
-{
-    const nri_sampler *s = ((Sampler *)op)->sampler;
-    (void)unused;
-    return doubles(2, (npy_intp[]){s->evaluations, 2 * s->evaluations + s->noises}, s->steps);
-}
-
-static PyObject *
-sampler_states(PyObject *op, void *unused)
-{
-    const nri_sampler *s = ((Sampler *)op)->sampler;
-    (void)unused;
-    return doubles(2, (npy_intp[]){s->evaluations + 1, 1 + s->evaluations + s->noises}, s->states);
-}
-
-static PyObject *
-sampler_levels(PyObject *op, void *unused)
-{
-    const nri_sampler *s = ((Sampler *)op)->sampler;
-    (void)unused;
-    return s->levels ? doubles(2, (npy_intp[]){s->evaluations + 1, 2}, s->levels) : Py_NewRef(Py_None);
+    npy_intp E = s->evaluations, K = s->noises;
+    switch ((intptr_t)which) {
+    case TIMESTEPS:
+        return doubles(1, &E, s->timesteps);
+    case INPUTS:
+        return doubles(1, &E, s->inputs);
+    case STEPS:
+        return doubles(2, (npy_intp[]){E, 2 * E + K}, s->steps);
+    case STATES:
+        return doubles(2, (npy_intp[]){E + 1, 1 + E + K}, s->states);
+    default:
+        return doubles(2, (npy_intp[]){E + 1, 2}, s->levels);
+    }
 }
 
 static PyObject *
@@ -159,12 +141,12 @@ sampler_singular(PyObject *op, void *unused)
 }
 
 static PyGetSetDef sampler_getset[] = {
-    {"timesteps", sampler_timesteps, NULL, "[E] float64: the timestep of each evaluation", NULL},
-    {"inputs", sampler_inputs, NULL, "[E] float64: the network sees inputs[j] * s_j", NULL},
-    {"steps", sampler_steps, NULL, "[E, 2E + K] float64: s_{j+1} in the states, network outputs and noises", NULL},
-    {"states", sampler_states, NULL, "[E + 1, 1 + E + K] float64: s_j in z_T, network outputs and noises", NULL},
-    {"levels", sampler_levels, NULL,
-     "[E + 1, 2] float64: S_j, sigma_j of the forward process s_j ~ S_j z_0 + sigma_j n, or None", NULL},
+    {"timesteps", sampler_array, NULL, "[E] float64: the timestep of each evaluation", (void *)TIMESTEPS},
+    {"inputs", sampler_array, NULL, "[E] float64: the network sees inputs[j] * s_j", (void *)INPUTS},
+    {"steps", sampler_array, NULL, "[E, 2E + K] float64: s_{j+1} in the states, network outputs and noises", (void *)STEPS},
+    {"states", sampler_array, NULL, "[E + 1, 1 + E + K] float64: s_j in z_T, network outputs and noises", (void *)STATES},
+    {"levels", sampler_array, NULL,
+     "[E + 1, 2] float64: S_j, sigma_j of the forward process s_j ~ S_j z_0 + sigma_j n, or None", (void *)LEVELS},
     {"num_noises", sampler_num_noises, NULL, "K: how many times the sampler draws noise", NULL},
     {"first_order", sampler_first_order, NULL, "whether every step reads its own network output only", NULL},
     {"singular", sampler_singular, NULL, "the steps that cannot be inverted: the coefficient of their own state is 0", NULL},

@@ -8,8 +8,6 @@ API; both stay with their owner.  The GIL is released around vector operations.
 
 #include <string.h>
 
-#include "vec.h"
-
 _Static_assert(sizeof(npy_intp) == sizeof(int64_t), "shapes are handed to the core as they are");
 
 /* ------------------------------------------------------------------------------------------------------------- intake */
@@ -146,15 +144,15 @@ take_numpy(PyObject *x, const char *name, intake *in)
     }
 }
 
-int
+static int
 take(PyObject *x, bool torch, const char *name, intake *in)
 {
     memset(in, 0, sizeof(*in));
     if (torch ? take_torch(x, name, in) : take_numpy(x, name, in)) {
         return -1;
     }
-    if (in->t.ndim < 1) {
-        PyErr_Format(PyExc_ValueError, "%s must have a batch dimension", name);
+    if (in->t.ndim < 1 || in->t.ndim > MAX_DIMENSIONS) {
+        PyErr_Format(PyExc_ValueError, in->t.ndim ? "%s has too many dimensions" : "%s must have a batch dimension", name);
         return -1;
     }
     for (int i = 0; i < in->t.ndim; i++) {
@@ -167,69 +165,89 @@ take(PyObject *x, bool torch, const char *name, intake *in)
 }
 
 static PyObject *
-shape_of(const nri_tensor *t)
+shape_tuple(int ndim, const int64_t *shape)
 {
-    PyObject *shape = PyTuple_New(t->ndim);
-    for (int i = 0; shape && i < t->ndim; i++) {
-        PyObject *n = PyLong_FromLongLong(t->shape[i]);
-        if (!n || PyTuple_SetItem(shape, i, n)) {
-            Py_CLEAR(shape);
+    PyObject *out = PyTuple_New(ndim);
+    for (int i = 0; out && i < ndim; i++) {
+        PyObject *n = PyLong_FromLongLong(shape[i]);
+        if (!n || PyTuple_SetItem(out, i, n)) {
+            Py_CLEAR(out);
         }
     }
-    return shape;
+    return out;
 }
 
 int
-take_like(PyObject *like, const char *model, bool torch, PyObject *x, const char *name, intake *in)
+read_pattern(PyObject *like, const char *name, const char *argument, pattern *p)
 {
-    intake want;
-    int bad = take(like, torch, model, &want);
-    if (bad) {
-        memset(in, 0, sizeof(*in));
+    intake in;
+    *p = (pattern){.name = name, .torch = !PyArray_Check(like) && exchange_of(like)};
+    int bad = take(like, p->torch, argument, &in);
+    if (!bad) {
+        p->like = Py_NewRef(like);
+        p->ndim = in.t.ndim;
+        memcpy(p->shape, in.t.shape, sizeof(*p->shape) * (size_t)p->ndim);
+        p->device_type = in.t.device_type;
+        p->device_index = in.t.device_index;
     }
-    else {
-        bad = take(x, torch, name, in);
-    }
-    if (!bad && (in->t.ndim != want.t.ndim || memcmp(in->t.shape, want.t.shape, sizeof(int64_t) * (size_t)want.t.ndim))) {
-        PyObject *got = shape_of(&in->t), *shape = shape_of(&want.t);
-        if (got && shape) {
-            PyErr_Format(PyExc_ValueError, "%s must have %s's shape %R, got %R", name, model, shape, got);
-        }
-        Py_XDECREF(got);
-        Py_XDECREF(shape);
-        bad = -1;
-    }
-    if (!bad && (in->t.device_type != want.t.device_type || in->t.device_index != want.t.device_index)) {
-        PyErr_Format(PyExc_ValueError, "%s must be on %s's device", name, model);
-        bad = -1;
-    }
-    release(&want);
+    release(&in);
     return bad;
 }
 
-bool
-is_torch(PyObject *x)
+int
+take_like(const pattern *p, PyObject *x, const char *name, intake *in)
 {
-    return !PyArray_Check(x) && exchange_of(x);
+    if (take(x, p->torch, name, in)) {
+        return -1;
+    }
+    if (in->t.ndim != p->ndim || memcmp(in->t.shape, p->shape, sizeof(*p->shape) * (size_t)p->ndim)) {
+        PyObject *got = shape_tuple(in->t.ndim, in->t.shape), *want = shape_tuple(p->ndim, p->shape);
+        if (got && want) {
+            PyErr_Format(PyExc_ValueError, "%s must have %s's shape %R, got %R", name, p->name, want, got);
+        }
+        Py_XDECREF(got);
+        Py_XDECREF(want);
+        return -1;
+    }
+    if (in->t.device_type != p->device_type || in->t.device_index != p->device_index) {
+        PyErr_Format(PyExc_ValueError, "%s must be on %s's device", name, p->name);
+        return -1;
+    }
+    return 0;
 }
 
 int
-load_slot(nri_space *v, int slot, PyObject *like, const char *model, bool torch, PyObject *x, const char *name)
+create_space(const module_state *state, const pattern *p, int slots, nri_space **out)
 {
-    intake in;
+    intake in = {.owner = NULL};
     nri_status status;
-    if (take_like(like, model, torch, x, name, &in)) {
+    if ((p->torch && state->load_torch()) || take_like(p, p->like, p->name, &in)) {
         release(&in);
         return -1;
     }
     Py_BEGIN_ALLOW_THREADS
-    status = v->ops->load(v, slot, &in.t);
+    status = p->torch ? nri_space_create_aten(&in.t, slots, out) : nri_space_create_host(&in.t, slots, out);
     Py_END_ALLOW_THREADS
     release(&in);
     return check_status(status);
 }
 
-/* -------------------------------------------------------------------------------------------------------------- given */
+int
+load_slot(nri_space *v, int slot, const pattern *p, PyObject *x, const char *name)
+{
+    intake in;
+    nri_status status = NRI_OK;
+    int bad = take_like(p, x, name, &in);
+    if (!bad) {
+        Py_BEGIN_ALLOW_THREADS
+        status = v->ops->load(v, slot, &in.t);
+        Py_END_ALLOW_THREADS
+    }
+    release(&in);
+    return bad ? -1 : check_status(status);
+}
+
+/* -------------------------------------------------------------------------------------------------------------- outputs */
 
 static PyObject *
 empty_torch(PyObject *like, bool float32)
@@ -259,43 +277,39 @@ empty_torch(PyObject *like, bool float32)
 }
 
 static PyObject *
-empty_numpy(PyObject *like, bool float32)
+empty_numpy(const pattern *p, bool float32)
 {
-    PyArrayObject *a = (PyArrayObject *)like;
-    return PyArray_SimpleNew(PyArray_NDIM(a), PyArray_DIMS(a), float32 ? NPY_FLOAT : PyArray_TYPE(a));
+    return PyArray_SimpleNew(p->ndim, (npy_intp *)p->shape, float32 ? NPY_FLOAT : PyArray_TYPE((PyArrayObject *)p->like));
 }
 
 PyObject *
-give(nri_space *v, int slot, PyObject *like, bool torch, bool float32)
+give(nri_space *v, int slot, const pattern *p, bool float32)
 {
     intake in;
-    nri_status status;
-    PyObject *out = torch ? empty_torch(like, float32) : empty_numpy(like, float32);
+    nri_status status = NRI_OK;
+    PyObject *out = p->torch ? empty_torch(p->like, float32) : empty_numpy(p, float32);
     if (!out) {
         return NULL;
     }
-    if (take(out, torch, "sample", &in)) {
-        release(&in);
-        Py_DECREF(out);
-        return NULL;
+    int bad = take_like(p, out, "a resized target", &in); /* `like` may have been, by its owner */
+    if (!bad) {
+        Py_BEGIN_ALLOW_THREADS
+        status = v->ops->store(v, slot, &in.t);
+        Py_END_ALLOW_THREADS
     }
-    Py_BEGIN_ALLOW_THREADS
-    status = v->ops->store(v, slot, &in.t);
-    Py_END_ALLOW_THREADS
     release(&in);
-    if (status != NRI_OK) {
-        Py_DECREF(out);
-        return raise_status(status);
+    if (bad || check_status(status)) {
+        Py_CLEAR(out);
     }
     return out;
 }
 
 PyObject *
-give_list(nri_space *v, int first, int n, PyObject *like, bool torch)
+give_list(nri_space *v, int first, int n, const pattern *p)
 {
     PyObject *out = PyList_New(n);
     for (int j = 0; out && j < n; j++) {
-        PyObject *x = give(v, first + j, like, torch, true);
+        PyObject *x = give(v, first + j, p, true);
         if (!x || PyList_SetItem(out, j, x)) {
             Py_CLEAR(out);
         }
@@ -306,8 +320,8 @@ give_list(nri_space *v, int first, int n, PyObject *like, bool torch)
 PyObject *
 doubles(int ndim, npy_intp *shape, const double *x)
 {
-    PyObject *out = PyArray_SimpleNew(ndim, shape, NPY_DOUBLE);
-    if (out) {
+    PyObject *out = x ? PyArray_SimpleNew(ndim, shape, NPY_DOUBLE) : Py_NewRef(Py_None);
+    if (out && x) {
         memcpy(PyArray_DATA((PyArrayObject *)out), x, sizeof(*x) * (size_t)PyArray_SIZE((PyArrayObject *)out));
     }
     return out;
@@ -326,8 +340,8 @@ integers(int ndim, npy_intp *shape, const int *x)
 PyObject *
 booleans(npy_intp n, const bool *x)
 {
-    PyObject *out = PyArray_SimpleNew(1, &n, NPY_BOOL);
-    for (npy_intp i = 0; out && i < n; i++) {
+    PyObject *out = x ? PyArray_SimpleNew(1, &n, NPY_BOOL) : Py_NewRef(Py_None);
+    for (npy_intp i = 0; out && x && i < n; i++) {
         ((npy_bool *)PyArray_DATA((PyArrayObject *)out))[i] = x[i];
     }
     return out;

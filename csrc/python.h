@@ -1,7 +1,10 @@
 /*
-What the parts of nrinv._C share: module.c defines the module and alone knows ATen, py_tensor.c brings tensors in and out,
-py_sampler.c, py_machine.c (what Inversion and Correction have in common), py_inversion.c, py_correction.c and py_path.c hold
-the rest.
+What the parts of nrinv._C share.  Arrows point down:
+
+    module.c        the module; alone loads libtorch
+    py_sampler.c py_inversion.c py_path.c      the types and functions
+    py_tensor.c     tensors in and out, spaces like a tensor
+    error.c         exceptions, names
 
 Arguments, handles and exceptions; no algorithm.  Built for the limited API of CPython 3.11.
 */
@@ -22,10 +25,11 @@ Arguments, handles and exceptions; no algorithm.  Built for the limited API of C
 #include "nrinv.h"
 
 /* The types of the module. */
-enum { SAMPLER, INVERSION, CORRECTION, REQUEST, RESULT, CORRECTED, TYPES };
+enum { SAMPLER, INVERSION, REQUEST, RESULT, TYPES };
 
 typedef struct {
     PyObject *type[TYPES];
+    int (*load_torch)(void); /* make libtorch's functions available; -1 with an exception */
 } module_state;
 
 typedef struct {
@@ -33,83 +37,65 @@ typedef struct {
     nri_sampler *sampler;
 } Sampler;
 
-/* What asks for network evaluations. */
-typedef struct {
-    PyObject_HEAD
-    Sampler *sampler;
-    PyObject *like; /* the target, for the type, shape, dtype and device of what is given out */
-    nri_space *v;
-    bool torch, busy;
-} Machine;
+enum { MAX_DIMENSIONS = 64 };
 
-/* Somebody's tensor for the time of one call. */
+/* The tensor that all others of an operation have to look like, as it was when the operation began. */
+typedef struct {
+    PyObject *like;
+    const char *name; /* in messages */
+    bool torch;
+    int ndim;
+    int64_t shape[MAX_DIMENSIONS];
+    int32_t device_type, device_index;
+} pattern;
+
+/* A caller's tensor for the time of one call. */
 typedef struct {
     nri_tensor t;
     PyObject *owner;
     nri_dl_tensor view; /* holds what t points to */
 } intake;
 
-/* ----------------------------------------------------------------------------------------------------------- module.c */
+/* ------------------------------------------------------------------------------------------------------------ error.c */
 
 PyObject *raise_status(nri_status status);
 
-/* 0, or -1 with the exception of a failure. */
+/* 0, or -1 with the exception of a failure; with the problem's text, if it has one. */
 int check_status(nri_status status);
+int check_problem(nri_status status, const nri_problem *problem);
 
-/* Raise "<name> must be <allowed>, got <value>"; -1. */
-int refuse_number(const char *name, const char *allowed, double value);
+/* The place of a name in a list that ends with NULL; -1 with an exception that lists them. */
+int read_name(const char *argument, const char *given, const char *const *names);
 
-/* A space of slots like a tensor, of torch's or of floats. */
-int create_space(PyObject *like, bool torch, const char *name, int slots, nri_space **out);
+/* The names as a tuple. */
+PyObject *name_tuple(const char *const *names);
 
 /* -------------------------------------------------------------------------------------------------------- py_tensor.c */
 
-/* Whether x is a torch tensor. */
-bool is_torch(PyObject *x);
-
-/* A [B, ...] tensor for the backend in use; `release` it also after a failure. */
-int take(PyObject *x, bool torch, const char *name, intake *in);
+/* Take a [B, ...] tensor for the backend of the pattern; it has to look like the pattern.  `release` it also after a failure. */
+int take_like(const pattern *p, PyObject *x, const char *name, intake *in);
 void release(intake *in);
 
-/* Take `x`, which has to look like `like`, called `model`. */
-int take_like(PyObject *like, const char *model, bool torch, PyObject *x, const char *name, intake *in);
+/* Make a pattern, with a reference to `like`, and a space of slots like it. */
+int read_pattern(PyObject *like, const char *name, const char *argument, pattern *p);
+int create_space(const module_state *state, const pattern *p, int slots, nri_space **out);
 
-/* Load a tensor, which has to look like `like`, into a slot. */
-int load_slot(nri_space *v, int slot, PyObject *like, const char *model, bool torch, PyObject *x, const char *name);
+/* Load a tensor that looks like the pattern into a slot. */
+int load_slot(nri_space *v, int slot, const pattern *p, PyObject *x, const char *name);
 
-/* A fresh tensor with the values of a slot, in the dtype of `like` or in float32; a list of n of them. */
-PyObject *give(nri_space *v, int slot, PyObject *like, bool torch, bool float32);
-PyObject *give_list(nri_space *v, int first, int n, PyObject *like, bool torch);
+/* A fresh tensor with the values of a slot, in the pattern's dtype or in float32; a list of n of them. */
+PyObject *give(nri_space *v, int slot, const pattern *p, bool float32);
+PyObject *give_list(nri_space *v, int first, int n, const pattern *p);
 
+/* Outputs; None where x is NULL. */
 PyObject *doubles(int ndim, npy_intp *shape, const double *x);
 PyObject *integers(int ndim, npy_intp *shape, const int *x);
 PyObject *booleans(npy_intp n, const bool *x);
 
-/* ------------------------------------------------------------------------------------------------------- py_machine.c */
+/* --------------------------------------------------------------------------------------------------- types and functions */
 
-extern PyStructSequence_Desc request_desc;
-
-/* Open self->v with the sampler and the target; -1 with an exception. */
-int machine_check(PyObject *sampler, PyObject *type);
-void machine_init(Machine *self, PyObject *sampler, PyObject *target);
-void machine_clear(Machine *self);
-int machine_load(Machine *self, int slot, PyObject *x, const char *name);
-
-/* Refuse a second thread; -1. */
-int machine_enter(Machine *self);
-
-typedef nri_status (*machine_next_call)(void *core, nri_request *request, bool *done);
-typedef nri_status (*machine_feed_call)(void *core, const nri_tensor *model_output);
-PyObject *machine_next(Machine *self, void *core, machine_next_call call);
-PyObject *machine_feed(Machine *self, void *core, machine_feed_call call, PyObject *model_output);
-
-/* A new tuple type instance that owns `items`; NULL if one of them is missing. */
-PyObject *pack_fields(PyObject *type, int n, PyObject **items);
-
-/* ------------------------------------------------------------------------------------------------------ the types etc. */
-
-extern PyType_Spec sampler_spec, inversion_spec, correction_spec;
-extern PyStructSequence_Desc result_desc, corrected_desc;
+extern PyType_Spec sampler_spec, inversion_spec;
+extern PyStructSequence_Desc request_desc, result_desc;
 
 PyObject *path_interpolate(PyObject *module, PyObject *args, PyObject *kwargs);
 PyObject *path_centroid(PyObject *module, PyObject *args, PyObject *kwargs);

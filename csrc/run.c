@@ -8,15 +8,6 @@ States and outputs lie in rings as long as the sampler's memory, so that every s
 #include "run.h"
 
 nri_status
-nri_combine_same(nri_space *v, double *scratch, int dst, nri_rows rows, const double *coef)
-{
-    for (int64_t b = 0; b < v->batch; b++) {
-        memmove(scratch + b * rows.count, coef, sizeof(*coef) * (size_t)rows.count);
-    }
-    return v->ops->combine(v, dst, rows, scratch);
-}
-
-nri_status
 nri_sum_used(nri_space *v, double *scratch, int dst, int first, int n, const double *coef, bool *used)
 {
     int skip = 0;
@@ -40,7 +31,7 @@ nri_run_step(nri_run *run, int j, int dst)
     int E = s->evaluations, W = s->window;
     const double *row = s->steps + (size_t)j * (size_t)(2 * E + s->noises);
     bool noisy;
-    NRI_TRY(nri_sum_used(run->v, run->coef, run->outputs + W, run->noises, s->noises, row + 2 * E, &noisy));
+    NRI_TRY(nri_sum_used(run->v, run->coef, run->states + 2 * W + 1, run->noises, s->noises, row + 2 * E, &noisy));
     memset(run->coef, 0, sizeof(*run->coef) * (size_t)(2 * W + 2));
     for (int k = most(0, j - W + 1); k <= j; k++) {
         run->coef[k % (W + 1)] = row[k];
@@ -48,4 +39,13 @@ nri_run_step(nri_run *run, int j, int dst)
     }
     run->coef[2 * W + 1] = noisy;
     return nri_combine_same(run->v, run->coef, dst, (nri_rows){run->states, 2 * W + 2, 1}, run->coef);
+}
+
+nri_status
+nri_run_clean(nri_run *run, int src, const bool *which)
+{
+    for (int i = 0; i < nri_run_slots(run->sampler); i++) {
+        NRI_TRY(run->v->ops->copy(run->v, run->states + i, src, which));
+    }
+    return NRI_OK;
 }

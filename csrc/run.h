@@ -1,6 +1,4 @@
-/*
-What inversions and corrections share: the sampler itself, step by step, on the slots of a space.
-*/
+/* The sampler itself, step by step, on the slots of a space. */
 #ifndef NRINV_RUN_H
 #define NRINV_RUN_H
 
@@ -8,12 +6,12 @@ What inversions and corrections share: the sampler itself, step by step, on the 
 
 #include "nrinv.h"
 
-/* `states` is a ring of window + 1 slots, `outputs`, right behind it, one of window slots and then one for a step's noise. */
+/* `states` is a ring of window + 1 slots; behind it lie a ring of window outputs and a slot for a step's noise. */
 typedef struct {
     const nri_sampler *sampler;
     nri_space *v;
-    int states, outputs, noises; /* first slots */
-    double *coef;                /* [B][2 window + 2] scratch */
+    int states, noises; /* first slots */
+    double *coef;       /* [B][2 window + 2] scratch */
 } nri_run;
 
 static inline int
@@ -37,24 +35,24 @@ nri_run_slots(const nri_sampler *s)
 
 /* Where s_j and m_j lie. */
 static inline int
-nri_run_state(const nri_sampler *s, int states, int j)
+nri_run_state(const nri_run *run, int j)
 {
-    return states + j % (s->window + 1);
+    return run->states + j % (run->sampler->window + 1);
 }
 
 static inline int
-nri_run_output(const nri_sampler *s, int outputs, int j)
+nri_run_output(const nri_run *run, int j)
 {
-    return outputs + j % s->window;
+    return run->states + run->sampler->window + 1 + j % run->sampler->window;
 }
 
 /* dst = s_{j+1}, from what the rings hold */
 nri_status nri_run_step(nri_run *run, int j, int dst);
 
-/* dst = sum_i coef[i] rows_i, the same coefficients for every sample; scratch [B][count], which `coef` may be part of */
-nri_status nri_combine_same(nri_space *v, double *scratch, int dst, nri_rows rows, const double *coef);
+/* Overwrite the rings of the samples of `which` with slot src: what is not finite there would spread as 0 * NaN. */
+nri_status nri_run_clean(nri_run *run, int src, const bool *which);
 
-/* dst = sum_i coef[i] slot_{first + i} over n slots, if any coefficient is not 0 */
+/* dst = sum_i coef[i] slot_{first + i} over n slots, if any coefficient is not 0; scratch [B][n] */
 nri_status nri_sum_used(nri_space *v, double *scratch, int dst, int first, int n, const double *coef, bool *used);
 
 #endif

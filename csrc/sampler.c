@@ -13,10 +13,14 @@ divides only by the A_k of steps that really are remembered, so it works whereve
 #include <stdlib.h>
 #include <string.h>
 
+#include "arena.h"
 #include "nrinv.h"
 
 /* An own-state coefficient this much smaller than the rest of its step leaves nothing of the state in float32. */
 static const double SINGULAR = 1e-5;
+/* What the elimination leaves of an output that a step does not read: without it a first-order step would look as if it
+   remembered.  Far above double's rounding, far below any coefficient of a scheduler. */
+static const double ROUNDING = 1e-9;
 
 static bool
 all_finite(const double *x, int n)
@@ -66,13 +70,12 @@ fill_states(nri_sampler *s)
     }
 }
 
-/* alpha: the coefficients of s_0..s_j, consumed here. */
 static void
-fill_back(nri_sampler *s, int j, double *alpha)
+fill_back(nri_sampler *s, int j)
 {
     int E = s->evaluations, K = s->noises, wide = 1 + E + K;
     const double *row = s->steps + (size_t)j * (size_t)(2 * E + K);
-    double *back = s->back + (size_t)j * (size_t)wide;
+    double *back = s->back + (size_t)j * (size_t)wide, *alpha = s->rest;
     double size = 0;
     memcpy(alpha, row, sizeof(*alpha) * (size_t)(j + 1));
     memcpy(back + 1, row + E, sizeof(*back) * (size_t)(E + K));
@@ -97,9 +100,8 @@ fill_back(nri_sampler *s, int j, double *alpha)
         size = fmax(size, fabs(back[i]));
     }
     s->singular[j] = fabs(back[0]) <= SINGULAR * size;
-    /* Rounding left by the elimination would make a first-order step look as if it remembered older outputs. */
     for (int k = 0; k < j; k++) {
-        if (fabs(back[1 + k]) <= 1e-9 * size) {
+        if (fabs(back[1 + k]) <= ROUNDING * size) {
             back[1 + k] = 0;
         }
         else {
@@ -123,6 +125,36 @@ find_window(const nri_sampler *s)
     return window;
 }
 
+static nri_status
+carve(nri_sampler *s, bool leveled)
+{
+    size_t E = (size_t)s->evaluations, K = (size_t)s->noises;
+#define ARRAY(member, rows, columns) NRI_ARRAY(nri_sampler, member, rows, columns)
+    const nri_array arrays[] = {
+        ARRAY(timesteps, E, 1),    ARRAY(inputs, E, 1), ARRAY(steps, E, 2 * E + K),        ARRAY(states, E + 1, 1 + E + K),
+        ARRAY(back, E, 1 + E + K), ARRAY(rest, E, 1),   ARRAY(levels, leveled, 2 * E + 2), ARRAY(singular, E, 1),
+    };
+    s->block = NRI_CARVE(s, arrays);
+    return s->block ? NRI_OK : NRI_NO_MEMORY;
+}
+
+/* Every step is checked before anything is computed from it. */
+static nri_status
+fill(nri_sampler *s, int *step)
+{
+    for (int j = 0; j < s->evaluations; j++) {
+        nri_status status = check_step(s, j);
+        if (status != NRI_OK) {
+            *step = j;
+            return status;
+        }
+        fill_back(s, j);
+    }
+    fill_states(s);
+    s->window = find_window(s);
+    return NRI_OK;
+}
+
 nri_status
 nri_sampler_create(int evaluations, int noises, const double *timesteps, const double *steps, const double *inputs,
                    const double *levels, nri_sampler **out, int *step)
@@ -132,48 +164,29 @@ nri_sampler_create(int evaluations, int noises, const double *timesteps, const d
     if (evaluations < 1 || noises < 0 || !timesteps || !steps || !inputs) {
         return NRI_BAD_ARGUMENT;
     }
+    size_t E = (size_t)evaluations, width = 2 * E + (size_t)noises;
     if (levels && !all_finite(levels, 2 * (evaluations + 1))) {
         return NRI_NOT_FINITE;
     }
-    size_t E = (size_t)evaluations, K = (size_t)noises;
     nri_sampler *s = calloc(1, sizeof(*s));
-    double *block = calloc(E + E + E * (2 * E + K) + (E + 1) * (1 + E + K) + E * (1 + E + K) + E + 2 * (E + 1),
-                           sizeof(*block));
-    bool *singular = calloc(E, sizeof(*singular));
-    if (!s || !block || !singular) {
-        free(s);
-        free(block);
-        free(singular);
+    if (!s) {
         return NRI_NO_MEMORY;
     }
-    s->evaluations = evaluations;
-    s->noises = noises;
-    s->timesteps = block;
-    s->inputs = s->timesteps + E;
-    s->steps = s->inputs + E;
-    s->states = s->steps + E * (2 * E + K);
-    s->back = s->states + (E + 1) * (1 + E + K);
-    double *alpha = s->back + E * (1 + E + K);
-    if (levels) {
-        s->levels = alpha + E;
-        memcpy(s->levels, levels, sizeof(*levels) * 2 * (E + 1));
-    }
-    s->singular = singular;
-    s->first_order = true;
-    memcpy(s->timesteps, timesteps, sizeof(*block) * E);
-    memcpy(s->inputs, inputs, sizeof(*block) * E);
-    memcpy(s->steps, steps, sizeof(*block) * E * (2 * E + K));
-    for (int j = 0; j < evaluations; j++) {
-        nri_status status = check_step(s, j);
-        if (status != NRI_OK) {
-            nri_sampler_destroy(s);
-            *step = j;
-            return status;
+    *s = (nri_sampler){.evaluations = evaluations, .noises = noises, .first_order = true};
+    nri_status status = carve(s, levels);
+    if (status == NRI_OK) {
+        memcpy(s->timesteps, timesteps, sizeof(double) * E);
+        memcpy(s->inputs, inputs, sizeof(double) * E);
+        memcpy(s->steps, steps, sizeof(double) * E * width);
+        if (levels) {
+            memcpy(s->levels, levels, sizeof(double) * 2 * (E + 1));
         }
-        fill_back(s, j, alpha);
+        status = fill(s, step);
     }
-    fill_states(s);
-    s->window = find_window(s);
+    if (status != NRI_OK) {
+        nri_sampler_destroy(s);
+        return status;
+    }
     *out = s;
     return NRI_OK;
 }
@@ -182,8 +195,7 @@ void
 nri_sampler_destroy(nri_sampler *sampler)
 {
     if (sampler) {
-        free(sampler->timesteps);
-        free(sampler->singular);
+        free(sampler->block);
         free(sampler);
     }
 }

@@ -1,10 +1,10 @@
 /*
-One implicit equation z = f(z) for a batch, by fixed-point iteration or Anderson acceleration.
+One implicit equation z = f(z) for a batch: fixed-point iteration and Anderson acceleration, and the way to newton.c.
 
     r_k = f_k - z_k        z_{k+1} = sum_i w_i f_i        w by nri_anderson_weights (fixed point: w_k = 1)
 
-The caller evaluates: it puts f_k and r_k into the slots nri_solve_f and nri_solve_r and calls nri_solve_advance, which does
-one fused multi-dot (the new row of the Gram matrix), decides for every sample, and does one fused linear combination.
+The caller evaluates: it puts f_k and r_k into the slots nri_solve_f and nri_solve_r and calls nri_solve_feed, which does one
+fused multi-dot (the new row of the Gram matrix), decides for every sample, and does one fused linear combination.
 Where f contracts slowly and only two evaluations are made, Anderson's type I takes the longer step that they need
 (`type_one`).
 
@@ -26,50 +26,30 @@ Sources: cvxgrp/aa (rejection), PETSc SNESANDERSON (restart at 2 |F_min|).
 #include <stdlib.h>
 #include <string.h>
 
-#include "nrinv.h"
+#include "arena.h"
+#include "solve.h"
 
+/* PATIENCE: a full Anderson cycle of the default depth may pass without a new best, but hardly another evaluation. */
 enum { MAX_RESTARTS = 2, MAX_FAILURES = 2, PATIENCE = 4 };
+/* LARGEST: type I divides by a difference of two residuals; a larger weight of an old iterate is mostly its rounding. */
 static const double GROWTH = 2, LARGEST = 100;
 
 typedef enum { MIX, HALF, BEST, ORIGIN, KEEP } move;
 
 nri_status
-nri_solve_create(nri_solve *s, nri_space *v, nri_solver solver, int depth, int max_nfe, double tol, double atol,
-                 nri_solve_slots slot)
+nri_solve_create(nri_solve *s)
 {
-    size_t B = (size_t)v->batch, n = (size_t)depth + 1,
-           wide = n < 3 ? 4 : n + 1; /* the widest combination of solve.c and newton.c */
-    size_t bytes = B
-                   * (sizeof(*s->scale) * 6 + sizeof(*s->gram) * n * n + sizeof(*s->dots) * wide * 2 + sizeof(*s->reason)
-                      + sizeof(int) * 4 + sizeof(bool) * (5 + n) + sizeof(*s->moves));
-    *s = (nri_solve){.v = v, .solver = solver, .depth = depth, .max_nfe = max_nfe, .tol = tol, .atol = atol, .slot = slot};
-    s->block = calloc(1, bytes);
-    if (!s->block) {
-        return NRI_NO_MEMORY;
-    }
-    /* widest first: no padding needed */
-    s->scale = s->block;
-    s->residual = s->scale + B;
-    s->best = s->residual + B;
-    s->merit = s->best + B;
-    s->length = s->merit + B;
-    s->pull = s->length + B;
-    s->gram = s->pull + B;
-    s->dots = s->gram + B * n * n;
-    s->coef = s->dots + B * wide;
-    s->reason = (nri_reason *)(s->coef + B * wide);
-    s->nfe = (int *)(s->reason + B);
-    s->best_at = s->nfe + B;
-    s->restarts = s->best_at + B;
-    s->failures = s->restarts + B;
-    s->improved = (bool *)(s->failures + B);
-    s->finished = s->improved + B;
-    s->failed = s->finished + B;
-    s->wants = s->failed + B;
-    s->mark = s->wants + B;
-    s->valid = s->mark + B;
-    s->moves = (uint8_t *)(s->valid + B * n);
-    return NRI_OK;
+    int64_t B = s->v->batch, n = s->depth + 1, widest = n < 3 ? 4 : n + 1; /* of solve.c and newton.c */
+#define ARRAY(member, rows, columns) NRI_ARRAY(nri_solve, member, rows, columns)
+    const nri_array arrays[] = {
+        ARRAY(reason, B, 1),   ARRAY(nfe, B, 1),      ARRAY(scale, B, 1),     ARRAY(residual, B, 1),  ARRAY(best, B, 1),
+        ARRAY(improved, B, 1), ARRAY(finished, B, 1), ARRAY(failed, B, 1),    ARRAY(merit, B, 1),     ARRAY(length, B, 1),
+        ARRAY(pull, B, 1),     ARRAY(best_at, B, 1),  ARRAY(restarts, B, 1),  ARRAY(failures, B, 1),  ARRAY(wants, B, 1),
+        ARRAY(valid, B, n),    ARRAY(gram, B, n * n), ARRAY(dots, B, widest), ARRAY(coef, B, widest), ARRAY(mark, B, 1),
+        ARRAY(moves, B, 1),
+    };
+    s->block = NRI_CARVE(s, arrays);
+    return s->block ? NRI_OK : NRI_NO_MEMORY;
 }
 
 void
@@ -90,38 +70,10 @@ nri_solve_begin(nri_solve *s, const bool *skip)
         s->best[b] = s->merit[b] = INFINITY;
         s->length[b] = 1;
         s->residual[b] = NAN;
-        s->wants[b] = false;
-        s->improved[b] = s->finished[b] = s->failed[b] = false;
+        s->wants[b] = s->improved[b] = s->finished[b] = s->failed[b] = false;
     }
     memset(s->valid, 0, sizeof(*s->valid) * (size_t)(s->v->batch * (s->depth + 1)));
-}
-
-void
-nri_solve_forget(nri_solve *s)
-{
-    for (int64_t b = 0; b < s->v->batch; b++) {
-        s->best_at[b] = -1;
-        s->best[b] = INFINITY;
-    }
-    memset(s->valid, 0, sizeof(*s->valid) * (size_t)(s->v->batch * (s->depth + 1)));
-}
-
-static int
-ring(const nri_solve *s, int k)
-{
-    return k % (s->depth + 1);
-}
-
-int
-nri_solve_f(const nri_solve *s)
-{
-    return s->slot.f + ring(s, s->k);
-}
-
-int
-nri_solve_r(const nri_solve *s)
-{
-    return s->slot.r + ring(s, s->k);
+    s->asks = nri_solve_running(s) ? NRI_VALUE : NRI_NOTHING;
 }
 
 bool
@@ -135,11 +87,35 @@ nri_solve_running(const nri_solve *s)
     return false;
 }
 
-void
-nri_solve_finish(nri_solve *s, int64_t b, nri_reason reason)
+bool
+nri_solve_differentiates(const nri_solve *s)
 {
-    s->reason[b] = reason;
-    s->finished[b] = true;
+    return s->solver == NRI_NEWTON && s->max_nfe > 2; /* an evaluation, a product, an evaluation */
+}
+
+int
+nri_solve_mean(const nri_solve *s)
+{
+    return s->solver == NRI_NEWTON ? s->slot.newton + NRI_NEWTON_MEAN : -1;
+}
+
+int
+nri_solve_cotangent(const nri_solve *s)
+{
+    return s->slot.newton + NRI_NEWTON_SIGN;
+}
+
+int
+nri_solve_product(const nri_solve *s)
+{
+    return s->slot.newton + NRI_NEWTON_PRODUCT;
+}
+
+/* The place of iterate k in the rings. */
+static int
+ring(const nri_solve *s, int k)
+{
+    return k % (s->depth + 1);
 }
 
 static move
@@ -147,6 +123,7 @@ decide_failed(nri_solve *s, int64_t b)
 {
     s->failed[b] = true;
     s->failures[b]++;
+    s->tally.failed[b]++;
     bool spent = s->nfe[b] >= s->max_nfe, found = s->best_at[b] >= 0;
     if (s->failures[b] >= MAX_FAILURES || spent) {
         nri_solve_finish(s, b, spent && found && s->failures[b] < MAX_FAILURES ? NRI_MAX_NFE : NRI_NON_FINITE);
@@ -205,12 +182,12 @@ decide(nri_solve *s, int64_t b, double rr)
     return MIX;
 }
 
-/* The Anderson weights of sample b over the ring, zero where an entry may not be mixed. */
-static void
-mix(nri_solve *s, int64_t b, int count)
+/* The new row of sample b's Gram matrix; how many ring entries may be mixed, and which, the newest last. */
+static int
+remember(nri_solve *s, int64_t b, int count, int *index)
 {
-    int n = s->depth + 1, q = ring(s, s->k), used = 0, index[NRI_MAX_DEPTH + 1];
-    double *gram = s->gram + b * n * n, *coef = s->coef + b * count, w[NRI_MAX_DEPTH + 1];
+    int n = s->depth + 1, q = ring(s, s->k), used = 0;
+    double *gram = s->gram + b * n * n;
     bool *valid = s->valid + b * n;
     valid[q] = true;
     for (int i = 0; i < count; i++) {
@@ -220,23 +197,37 @@ mix(nri_solve *s, int64_t b, int count)
         }
     }
     index[used++] = q;
-    if (s->type_one && s->k == 1 && used == 2) {
-        /* z_1 = f_0, so that z_1 - z_0 = r_0: gamma = <r_0, r_1> / <r_0, r_1 - r_0> */
-        int p = index[0];
-        double gamma = gram[p * n + q] / (gram[p * n + q] - gram[p * n + p]);
-        if (gram[p * n + q] > 0 && fabs(gamma) <= LARGEST) { /* not where the residual has turned round */
-            coef[p] = gamma;
-            coef[q] = 1 - gamma;
-            return;
-        }
+    return used;
+}
+
+/* Anderson's type I of two iterates: z_1 = f_0, so that z_1 - z_0 = r_0 and w_0 = <r_0, r_1> / <r_0, r_1 - r_0>. */
+static bool
+weigh_type_one(const double *gram, int n, int p, int q, double *w)
+{
+    double across = gram[p * n + q];
+    w[0] = across / (across - gram[p * n + p]);
+    w[1] = 1 - w[0];
+    return across > 0 && fabs(w[0]) <= LARGEST; /* not where the residual has turned round */
+}
+
+/* The weights of sample b over the ring, zero where an entry may not be mixed. */
+static void
+mix(nri_solve *s, int64_t b, int count)
+{
+    int n = s->depth + 1, index[NRI_MAX_DEPTH + 1], used = remember(s, b, count, index);
+    double *gram = s->gram + b * n * n, w[NRI_MAX_DEPTH + 1];
+    bool two = s->type_one && s->k == 1 && used == 2;
+    bool weighed = two && weigh_type_one(gram, n, index[0], index[1], w), refused = two && !weighed;
+    if (!weighed && s->solver != NRI_FIXED_POINT && used > 1) {
+        weighed = nri_anderson_weights(used, index, gram, n, w);
+        refused |= !weighed;
     }
-    if (s->solver != NRI_FIXED_POINT && used > 1 && nri_anderson_weights(used, index, gram, n, w)) {
-        for (int i = 0; i < used; i++) {
-            coef[index[i]] = w[i];
-        }
+    s->tally.rejected[b] += refused;
+    for (int i = 0; weighed && i < used; i++) {
+        s->coef[b * count + index[i]] = w[i];
     }
-    else {
-        coef[q] = 1;
+    if (!weighed) {
+        s->coef[b * count + index[used - 1]] = 1;
     }
 }
 
@@ -244,28 +235,21 @@ mix(nri_solve *s, int64_t b, int count)
 static nri_status
 copy_where(nri_solve *s, unsigned set, int dst, int src)
 {
-    bool any = false;
     for (int64_t b = 0; b < s->v->batch; b++) {
         s->mark[b] = set >> s->moves[b] & 1u;
-        any |= s->mark[b];
     }
-    return any ? s->v->ops->copy(s->v, dst, src, s->mark) : NRI_OK;
+    return s->v->ops->copy(s->v, dst, src, s->mark);
 }
 
 /* Keep the best pair of samples whose ring entry q is about to be overwritten, or is needed outside the ring. */
 static nri_status
 save_best(nri_solve *s, int q)
 {
-    bool any = false;
     for (int64_t b = 0; b < s->v->batch; b++) {
         s->mark[b] = s->best_at[b] >= 0 && s->k - s->best_at[b] <= s->depth && ring(s, s->best_at[b]) == q;
-        any |= s->mark[b];
     }
-    if (any) {
-        NRI_TRY(s->v->ops->copy(s->v, s->slot.best_f, s->slot.f + q, s->mark));
-        NRI_TRY(s->v->ops->copy(s->v, s->slot.best_r, s->slot.r + q, s->mark));
-    }
-    return NRI_OK;
+    NRI_TRY(s->v->ops->copy(s->v, s->slot.best_f, s->slot.f + q, s->mark));
+    return s->v->ops->copy(s->v, s->slot.best_r, s->slot.r + q, s->mark);
 }
 
 /* Replace the newest f by the point a restarting sample goes to, and forget its history but for the best pair. */
@@ -277,6 +261,7 @@ restart(nri_solve *s)
     for (int64_t b = 0; b < s->v->batch; b++) {
         any |= 1u << s->moves[b];
         if (s->moves[b] == HALF || s->moves[b] == ORIGIN) {
+            s->tally.restarts[b] += !s->finished[b];
             for (int i = 0; i < n; i++) {
                 s->valid[b * n + i] &= i != q && s->best_at[b] >= 0 && i == ring(s, s->best_at[b]);
             }
@@ -293,7 +278,7 @@ restart(nri_solve *s)
     }
     if (any & 1u << HALF) {
         for (int64_t b = 0; b < s->v->batch; b++) {
-            s->dots[2 * b] = 1; /* f - r / 2 = z + r / 2 */
+            s->dots[2 * b] = 1; /* f - r / 2 = z + r / 2: half a step; the second time a quarter, f - 3/4 r = z + r / 4 */
             s->dots[2 * b + 1] = s->restarts[b] > 1 ? -0.75 : -0.5;
         }
         NRI_TRY(s->v->ops->combine(s->v, s->slot.spare, (nri_rows){s->slot.best_f, 2, 1}, s->dots));
@@ -306,8 +291,9 @@ restart(nri_solve *s)
     return copy_where(s, 1u << ORIGIN, r, s->slot.origin);
 }
 
-nri_status
-nri_solve_advance(nri_solve *s, int dst)
+/* One iteration: the next iterate of every sample to slot z. */
+static nri_status
+advance(nri_solve *s, int z)
 {
     int q = ring(s, s->k), n = s->depth + 1, count = s->k + 1 < n ? s->k + 1 : n;
     bool rare = false;
@@ -326,10 +312,17 @@ nri_solve_advance(nri_solve *s, int dst)
     if (rare) {
         NRI_TRY(restart(s));
     }
-    NRI_TRY(s->v->ops->combine(s->v, dst, (nri_rows){s->slot.f, count, 1}, s->coef));
+    NRI_TRY(s->v->ops->combine(s->v, z, (nri_rows){s->slot.f, count, 1}, s->coef));
     if (s->k + 1 >= n) {
         NRI_TRY(save_best(s, ring(s, s->k + 1)));
     }
     s->k++;
+    s->asks = nri_solve_running(s) ? NRI_VALUE : NRI_NOTHING;
     return NRI_OK;
+}
+
+nri_status
+nri_solve_feed(nri_solve *s, int z)
+{
+    return s->solver == NRI_NEWTON ? nri_newton_feed(s, z) : advance(s, z);
 }

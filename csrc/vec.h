@@ -3,8 +3,8 @@ Vectors, as the solvers see them: a space holds S slots of B samples with D floa
 
 Seven operations carry everything.  vec_host.c does them in plain loops, vec_aten.c through libtorch on any of its devices,
 vec_stack.c on several slots of another space at once.
-Every slot is finite at all times (they start as zeros, and whoever finds a slot not finite overwrites it): a coefficient
-of 0 must drop a row, and 0 * NaN would not.
+Every slot is finite at all times.  Slots start as zeros, and code that detects a non-finite slot must overwrite it: a
+coefficient of 0 must drop a row, and 0 * NaN would not.
 */
 #ifndef NRINV_VEC_H
 #define NRINV_VEC_H
@@ -21,7 +21,7 @@ of 0 must drop a row, and 0 * NaN would not.
     X(SINGULAR_STEP, "the coefficient of the step's own state is 0") \
     X(BACKEND, "a vector operation failed") \
     X(BAD_ORDER, "next and feed were called out of order") \
-    X(NO_NOISE, "a vector is so much shorter or longer than noise that it is none") \
+    X(NO_NOISE, "the norm of a vector is too far from that of Gaussian noise") \
     X(NOT_UNIQUE, "the vectors cancel each other, so that no centroid is the nearest")
 
 typedef enum {
@@ -43,7 +43,7 @@ const char *nri_status_text(nri_status status);
 
 typedef enum { NRI_FLOAT16, NRI_BFLOAT16, NRI_FLOAT32, NRI_FLOAT64 } nri_dtype;
 
-/* Somebody else's tensor, borrowed: [B, ...] with B * D elements. */
+/* A tensor that belongs to the caller: [B, ...] with B * D elements. */
 typedef struct {
     void *data;
     nri_dtype dtype;
@@ -67,8 +67,9 @@ typedef struct {
     nri_status (*dots)(nri_space *v, int x, nri_rows rows, double *out);
     /* dst = sign(src) / max(|src|, floor), element by element; sign(src) alone if floor is 0.  NaN gives 0 or NaN. */
     nri_status (*sign)(nri_space *v, int dst, int src, double floor);
-    /* dst[b] = src[b] where which[b]; everywhere if which is NULL */
+    /* dst[b] = src[b] where which[b], everywhere if which is NULL; free where nothing is marked */
     nri_status (*copy)(nri_space *v, int dst, int src, const bool *which);
+    /* NRI_BAD_ARGUMENT: the tensor has another B or D than the space */
     nri_status (*load)(nri_space *v, int dst, const nri_tensor *src);
     nri_status (*store)(nri_space *v, int src, const nri_tensor *dst);
 } nri_vec_ops;
@@ -79,8 +80,13 @@ struct nri_space {
     int slots;
 };
 
-/* For implementations: the sizes of a space of `slots` slots like the tensor `like`. */
+/* For implementations: the sizes of a space of `slots` slots like the tensor `like`; whether a tensor has its B and D. */
 nri_status nri_space_init(nri_space *v, const nri_vec_ops *ops, const nri_tensor *like, int slots);
+bool nri_space_fits(const nri_space *v, const nri_tensor *t);
+
+/* What the last operation on this thread that returned NRI_BACKEND says; its implementation sets it. */
+void nri_set_backend_error(const char *text);
+const char *nri_backend_error(void);
 
 /* Spaces like the tensor `like`, all slots zero; destroy(NULL) is a no-op. */
 nri_status nri_space_create_host(const nri_tensor *like, int slots, nri_space **out);
@@ -90,5 +96,11 @@ void nri_space_destroy(nri_space *v);
 /* Slot i is the slots first + i * blocks .. of `inner`, which is borrowed; weights [blocks] are those of inner products. */
 nri_status nri_space_create_stack(nri_space *inner, int first, int blocks, int slots, const double *weights,
                                   nri_space **out);
+
+/* dst = sum_i coef[i] rows_i, the same coefficients for every sample; scratch [B][count], which `coef` may be part of */
+nri_status nri_combine_same(nri_space *v, double *scratch, int dst, nri_rows rows, const double *coef);
+
+/* out[b] = |x[b]| */
+nri_status nri_norms(nri_space *v, int x, double *out);
 
 #endif

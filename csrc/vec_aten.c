@@ -32,7 +32,7 @@ static bool loaded;
 #define ATEN(call) \
     do { \
         if (call) { \
-            return NRI_BACKEND; \
+            return failed(); \
         } \
     } while (0)
 
@@ -82,12 +82,14 @@ nri_aten_load(const char *torch_c)
     return missing;
 }
 
-const char *
-nri_aten_error(void)
+/* NRI_BACKEND, with what the last call on this thread said. */
+static nri_status
+failed(void)
 {
     const char *what = aten.torch_exception_get_what_without_backtrace ? aten.torch_exception_get_what_without_backtrace()
                                                                        : NULL;
-    return what && *what ? what : "a libtorch call failed";
+    nri_set_backend_error(what && *what ? what : "a libtorch call failed");
+    return NRI_BACKEND;
 }
 
 static void
@@ -132,72 +134,108 @@ call(const char *op, const char *overload, StableIValue *stack)
     return NRI_OK;
 }
 
+/* Whether all of n handles are there; if not, all are dropped. */
+static bool
+complete(int n, const AtenTensorHandle *t)
+{
+    bool all = true;
+    for (int i = 0; i < n; i++) {
+        all &= t[i] != NULL;
+    }
+    for (int i = 0; !all && i < n; i++) {
+        drop(t[i]);
+    }
+    return all;
+}
+
 /* An operator of up to two tensors and its `out`, last; consumes the handles, one that is NULL is a failure. */
 static nri_status
 elementwise(const char *op, int n, const AtenTensorHandle *t)
 {
     StableIValue stack[3];
-    bool complete = true;
+    if (!complete(n, t)) {
+        return failed();
+    }
     for (int i = 0; i < n; i++) {
-        complete &= t[i] != NULL;
         stack[i] = pack(t[i]);
     }
-    if (complete) {
-        return call(op, "out", stack);
-    }
-    for (int i = 0; i < n; i++) {
-        drop(t[i]);
-    }
-    return NRI_BACKEND;
+    return call(op, "out", stack);
 }
 
-/* out = x summed over dim; both handles consumed */
+/* t[1] = t[0] summed over dim; consumes the handles */
 static nri_status
-sum(AtenTensorHandle x, int64_t dim, AtenTensorHandle out)
+sum(int64_t dim, const AtenTensorHandle *t)
 {
-    StableIValue stack[5] = {pack(x), 0, 0 /* keepdim */, 0 /* dtype */, pack(out)};
+    if (!complete(2, t)) {
+        return failed();
+    }
+    StableIValue stack[5] = {pack(t[0]), 0, 0 /* keepdim */, 0 /* dtype */, pack(t[1])};
     nri_status status = pack_dim(dim, &stack[1]);
     if (status != NRI_OK) {
-        drop(x);
-        drop(out);
+        drop(t[0]);
+        drop(t[1]);
         return status;
     }
     return call("aten::sum", "IntList_out", stack);
 }
 
-/* Views, new handles each. */
+/* t[0] = t[1], between devices too; consumes the handles */
 static nri_status
-view_slot(const space *s, int slot, AtenTensorHandle *out)
+copy(const AtenTensorHandle *t)
 {
-    int64_t D = s->base.elements, shape[2] = {s->base.batch, D}, strides[2] = {s->base.slots * D, 1};
-    ATEN(aten.aoti_torch__reinterpret_tensor(s->arena, 2, shape, strides, slot * D, out));
-    return NRI_OK;
+    if (!complete(2, t)) {
+        return failed();
+    }
+    AOTITorchError error = aten.aoti_torch_copy_(t[0], t[1], 0);
+    drop(t[0]);
+    drop(t[1]);
+    return error ? failed() : NRI_OK;
 }
 
-static nri_status
-view_rows(const space *s, nri_rows rows, AtenTensorHandle *out)
+/* Views by value, new handles each; NULL if there is none, which the operations above sort out. */
+static AtenTensorHandle
+view(AtenTensorHandle whole, int ndim, const int64_t *shape, const int64_t *strides, int64_t offset)
+{
+    AtenTensorHandle out = NULL;
+    return aten.aoti_torch__reinterpret_tensor(whole, ndim, shape, strides, offset, &out) ? NULL : out;
+}
+
+/* [B, count, D] */
+static AtenTensorHandle
+view_rows(const space *s, nri_rows rows)
 {
     int64_t D = s->base.elements, shape[3] = {s->base.batch, rows.count, D};
-    int64_t strides[3] = {s->base.slots * D, rows.step * D, 1};
-    ATEN(aten.aoti_torch__reinterpret_tensor(s->arena, 3, shape, strides, rows.first * D, out));
-    return NRI_OK;
+    return view(s->arena, 3, shape, (int64_t[]){s->base.slots * D, rows.step * D, 1}, rows.first * D);
 }
 
-static nri_status
-view_scratch(const space *s, int rows, AtenTensorHandle *out)
+/* [n, D]: n samples of a slot, from sample b on */
+static AtenTensorHandle
+view_samples(const space *s, int slot, int64_t b, int64_t n)
 {
-    int64_t D = s->base.elements, shape[3] = {s->base.batch, rows, D}, strides[3] = {rows * D, D, 1};
-    ATEN(aten.aoti_torch__reinterpret_tensor(s->scratch, 3, shape, strides, 0, out));
-    return NRI_OK;
+    int64_t D = s->base.elements, pitch = s->base.slots * D;
+    return view(s->arena, 2, (int64_t[]){n, D}, (int64_t[]){pitch, 1}, b * pitch + slot * D);
 }
 
-/* `small` as [B, rows] or [B, rows, 1] */
-static nri_status
-view_small(const space *s, AtenTensorHandle small, int rows, int ndim, AtenTensorHandle *out)
+static AtenTensorHandle
+view_slot(const space *s, int slot)
 {
-    int64_t shape[3] = {s->base.batch, rows, 1}, strides[3] = {rows, 1, 1};
-    ATEN(aten.aoti_torch__reinterpret_tensor(small, ndim, shape, strides, 0, out));
-    return NRI_OK;
+    return view_samples(s, slot, 0, s->base.batch);
+}
+
+/* [B, rows, D], or [B, D] of one row */
+static AtenTensorHandle
+view_scratch(const space *s, int rows)
+{
+    int64_t B = s->base.batch, D = s->base.elements;
+    return rows ? view(s->scratch, 3, (int64_t[]){B, rows, D}, (int64_t[]){rows * D, D, 1}, 0)
+                : view(s->scratch, 2, (int64_t[]){B, D}, (int64_t[]){D, 1}, 0);
+}
+
+/* `small` or `staging` as [B, rows] or [B, rows, 1] */
+static AtenTensorHandle
+view_small(const space *s, AtenTensorHandle small, int rows, int ndim)
+{
+    return view(small, ndim, (int64_t[]){s->base.batch, rows, 1}, (int64_t[]){rows, 1, 1}, 0);
 }
 
 static nri_status
@@ -224,7 +262,7 @@ reserve(space *s, int rows)
                                                        aten.aoti_torch_device_type_cpu(), 0, &staging)) {
             drop(small);
             free(host);
-            return NRI_BACKEND;
+            return failed();
         }
         drop(s->small);
         drop(s->staging);
@@ -248,107 +286,40 @@ reserve(space *s, int rows)
 static nri_status
 transfer(space *s, int count, bool to_host)
 {
-    AtenTensorHandle device = NULL, host = NULL;
-    nri_status status = view_small(s, s->small, count, 2, &device);
-    if (status == NRI_OK) {
-        status = view_small(s, s->staging, count, 2, &host);
-    }
-    if (status == NRI_OK && aten.aoti_torch_copy_(to_host ? host : device, to_host ? device : host, 0)) {
-        status = NRI_BACKEND;
-    }
-    drop(device);
-    drop(host);
-    return status;
+    AtenTensorHandle device = view_small(s, s->small, count, 2), host = view_small(s, s->staging, count, 2);
+    return copy(to_host ? (AtenTensorHandle[]){host, device} : (AtenTensorHandle[]){device, host});
 }
 
 static nri_status
 combine_aten(nri_space *v, int dst, nri_rows rows, const double *coef)
 {
     space *s = (space *)v;
-    AtenTensorHandle x = NULL, c = NULL, scratch = NULL, y = NULL;
-    NRI_TRY(reserve(s, rows.count));
-    for (int64_t i = 0; i < v->batch * rows.count; i++) {
+    int n = rows.count;
+    NRI_TRY(reserve(s, n));
+    for (int64_t i = 0; i < v->batch * n; i++) {
         s->host[i] = (float)coef[i];
     }
-    NRI_TRY(transfer(s, rows.count, false));
-    nri_status status = view_rows(s, rows, &x);
-    if (status == NRI_OK) {
-        status = view_small(s, s->small, rows.count, 3, &c);
-    }
-    if (status == NRI_OK) {
-        status = view_scratch(s, rows.count, &scratch);
-    }
-    if (status != NRI_OK) {
-        drop(x);
-        drop(c);
-        return status;
-    }
-    NRI_TRY(elementwise("aten::mul", 3, (AtenTensorHandle[]){x, c, scratch}));
-    scratch = NULL;
-    NRI_TRY(view_scratch(s, rows.count, &scratch));
-    status = view_slot(s, dst, &y);
-    if (status != NRI_OK) {
-        drop(scratch);
-        return status;
-    }
-    return sum(scratch, 1, y);
+    NRI_TRY(transfer(s, n, false));
+    NRI_TRY(elementwise("aten::mul", 3,
+                        (AtenTensorHandle[]){view_rows(s, rows), view_small(s, s->small, n, 3), view_scratch(s, n)}));
+    return sum(1, (AtenTensorHandle[]){view_scratch(s, n), view_slot(s, dst)});
 }
 
 static nri_status
 dots_aten(nri_space *v, int x, nri_rows rows, double *out)
 {
     space *s = (space *)v;
-    AtenTensorHandle h = NULL, one = NULL, scratch = NULL, small = NULL;
-    NRI_TRY(reserve(s, rows.count));
-    nri_status status = view_rows(s, rows, &h);
-    if (status == NRI_OK) {
-        status = view_rows(s, (nri_rows){x, 1, 1}, &one);
-    }
-    if (status == NRI_OK) {
-        status = view_scratch(s, rows.count, &scratch);
-    }
-    if (status != NRI_OK) {
-        drop(h);
-        drop(one);
-        return status;
-    }
-    NRI_TRY(elementwise("aten::mul", 3, (AtenTensorHandle[]){h, one, scratch}));
-    scratch = NULL;
-    NRI_TRY(view_scratch(s, rows.count, &scratch));
-    status = view_small(s, s->small, rows.count, 2, &small);
-    if (status != NRI_OK) {
-        drop(scratch);
-        return status;
-    }
-    NRI_TRY(sum(scratch, 2, small));
-    NRI_TRY(transfer(s, rows.count, true));
-    for (int64_t i = 0; i < v->batch * rows.count; i++) {
+    int n = rows.count;
+    AtenTensorHandle one;
+    NRI_TRY(reserve(s, n));
+    one = view_rows(s, (nri_rows){x, 1, 1});
+    NRI_TRY(elementwise("aten::mul", 3, (AtenTensorHandle[]){view_rows(s, rows), one, view_scratch(s, n)}));
+    NRI_TRY(sum(2, (AtenTensorHandle[]){view_scratch(s, n), view_small(s, s->small, n, 2)}));
+    NRI_TRY(transfer(s, n, true));
+    for (int64_t i = 0; i < v->batch * n; i++) {
         out[i] = (double)s->host[i];
     }
     return NRI_OK;
-}
-
-/* Views by value, NULL if there is none: `elementwise` sorts it out. */
-static AtenTensorHandle
-slot_of(const space *s, int slot)
-{
-    AtenTensorHandle out = NULL;
-    return view_slot(s, slot, &out) == NRI_OK ? out : NULL;
-}
-
-static AtenTensorHandle
-scratch_of(const space *s)
-{
-    int64_t D = s->base.elements, shape[2] = {s->base.batch, D}, strides[2] = {D, 1};
-    AtenTensorHandle out = NULL;
-    return aten.aoti_torch__reinterpret_tensor(s->scratch, 2, shape, strides, 0, &out) ? NULL : out;
-}
-
-static AtenTensorHandle
-small_of(const space *s)
-{
-    AtenTensorHandle out = NULL;
-    return view_small(s, s->small, 1, 2, &out) == NRI_OK ? out : NULL;
 }
 
 static nri_status
@@ -361,44 +332,27 @@ sign_aten(nri_space *v, int dst, int src, double floor)
             s->host[b] = (float)floor;
         }
         NRI_TRY(transfer(s, 1, false));
-        NRI_TRY(elementwise("aten::abs", 2, (AtenTensorHandle[]){slot_of(s, src), scratch_of(s)}));
-        NRI_TRY(elementwise("aten::maximum", 3, (AtenTensorHandle[]){scratch_of(s), small_of(s), scratch_of(s)}));
+        NRI_TRY(elementwise("aten::abs", 2, (AtenTensorHandle[]){view_slot(s, src), view_scratch(s, 0)}));
+        NRI_TRY(elementwise("aten::maximum", 3,
+                            (AtenTensorHandle[]){view_scratch(s, 0), view_small(s, s->small, 1, 2), view_scratch(s, 0)}));
     }
-    NRI_TRY(elementwise("aten::sign", 2, (AtenTensorHandle[]){slot_of(s, src), slot_of(s, dst)}));
+    NRI_TRY(elementwise("aten::sign", 2, (AtenTensorHandle[]){view_slot(s, src), view_slot(s, dst)}));
     if (floor > 0) {
-        NRI_TRY(elementwise("aten::div", 3, (AtenTensorHandle[]){slot_of(s, dst), scratch_of(s), slot_of(s, dst)}));
+        NRI_TRY(elementwise("aten::div", 3, (AtenTensorHandle[]){view_slot(s, dst), view_scratch(s, 0), view_slot(s, dst)}));
     }
     return NRI_OK;
-}
-
-/* n samples of a slot, from sample b on */
-static nri_status
-copy_samples(const space *s, int dst, int src, int64_t b, int64_t n)
-{
-    int64_t D = s->base.elements, pitch = s->base.slots * D, shape[2] = {n, D}, strides[2] = {pitch, 1};
-    AtenTensorHandle x = NULL, y = NULL;
-    ATEN(aten.aoti_torch__reinterpret_tensor(s->arena, 2, shape, strides, b * pitch + src * D, &x));
-    AOTITorchError error = aten.aoti_torch__reinterpret_tensor(s->arena, 2, shape, strides, b * pitch + dst * D, &y);
-    if (!error) {
-        error = aten.aoti_torch_copy_(y, x, 0);
-    }
-    drop(x);
-    drop(y);
-    return error ? NRI_BACKEND : NRI_OK;
 }
 
 /* One copy for every run of neighbouring samples. */
 static nri_status
 copy_aten(nri_space *v, int dst, int src, const bool *which)
 {
-    for (int64_t b = 0, end; b < v->batch; b = end) {
+    const space *s = (const space *)v;
+    for (int64_t b = 0, end; b < v->batch; b = end + 1) {
         for (end = b; end < v->batch && (!which || which[end]); end++) {
         }
         if (end > b) {
-            NRI_TRY(copy_samples((space *)v, dst, src, b, end - b));
-        }
-        else {
-            end++;
+            NRI_TRY(copy((AtenTensorHandle[]){view_samples(s, dst, b, end - b), view_samples(s, src, b, end - b)}));
         }
     }
     return NRI_OK;
@@ -438,33 +392,26 @@ device_of(int32_t dlpack)
     }
 }
 
-/* Copy between a slot, seen with the shape of the tensor, and somebody else's memory; converts the dtype. */
+/* Copy between a slot, seen with the shape of the tensor, and the caller's memory; converts the dtype. */
 static nri_status
 exchange(space *s, int slot, const nri_tensor *t, bool load)
 {
     int64_t strides[64], pitch = 1;
     int32_t device = device_of(t->device_type);
-    if (t->ndim < 1 || t->ndim > 64 || device != s->device || t->shape[0] != s->base.batch) {
+    if (t->ndim > 64 || device != s->device || !nri_space_fits(&s->base, t)) {
         return NRI_BAD_ARGUMENT;
     }
     for (int i = t->ndim - 1; i > 0; i--) {
         strides[i] = pitch;
         pitch *= t->shape[i];
     }
-    if (pitch != s->base.elements) {
-        return NRI_BAD_ARGUMENT;
-    }
     strides[0] = s->base.slots * s->base.elements;
-    AtenTensorHandle ours = NULL, theirs = NULL;
-    ATEN(aten.aoti_torch__reinterpret_tensor(s->arena, t->ndim, t->shape, strides, slot * s->base.elements, &ours));
-    AOTITorchError error = aten.aoti_torch_create_tensor_from_blob(t->data, t->ndim, t->shape, t->strides, 0,
-                                                                   dtype_of(t->dtype), device, t->device_index, &theirs);
-    if (!error) {
-        error = aten.aoti_torch_copy_(load ? ours : theirs, load ? theirs : ours, 0);
+    AtenTensorHandle ours = view(s->arena, t->ndim, t->shape, strides, slot * s->base.elements), theirs = NULL;
+    if (aten.aoti_torch_create_tensor_from_blob(t->data, t->ndim, t->shape, t->strides, 0, dtype_of(t->dtype), device,
+                                                t->device_index, &theirs)) {
+        theirs = NULL;
     }
-    drop(ours);
-    drop(theirs);
-    return error ? NRI_BACKEND : NRI_OK;
+    return copy(load ? (AtenTensorHandle[]){ours, theirs} : (AtenTensorHandle[]){theirs, ours});
 }
 
 static nri_status
@@ -511,7 +458,7 @@ nri_space_create_aten(const nri_tensor *like, int slots, nri_space **out)
         status = empty(s, s->base.batch * slots * s->base.elements, &s->arena);
     }
     if (status == NRI_OK && aten.aoti_torch_zero_(s->arena)) {
-        status = NRI_BACKEND;
+        status = failed();
     }
     if (status != NRI_OK) {
         destroy_aten(&s->base);

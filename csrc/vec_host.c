@@ -232,6 +232,9 @@ float_to_bfloat(float x)
 static nri_status
 load_host(nri_space *v, int dst, const nri_tensor *src)
 {
+    if (!nri_space_fits(v, src)) {
+        return NRI_BAD_ARGUMENT;
+    }
     for (int64_t b = 0; b < v->batch; b++) {
         float *y = row(v, b, dst);
         int64_t n = v->elements, at = b * n;
@@ -262,6 +265,9 @@ load_host(nri_space *v, int dst, const nri_tensor *src)
 static nri_status
 store_host(nri_space *v, int src, const nri_tensor *dst)
 {
+    if (!nri_space_fits(v, dst)) {
+        return NRI_BAD_ARGUMENT;
+    }
     for (int64_t b = 0; b < v->batch; b++) {
         const float *x = row(v, b, src);
         int64_t n = v->elements, at = b * n;

@@ -7,14 +7,16 @@ Inner products weight the square of block k with weights[k].
 #include <stdlib.h>
 #include <string.h>
 
+#include "arena.h"
 #include "vec.h"
 
 typedef struct {
     nri_space base;
     nri_space *inner;
-    int first, blocks, room;
+    int first, blocks;
     double *weights; /* [blocks] */
-    double *part;    /* [B][room] inner products of one block */
+    double *part;    /* [B][slots] inner products of one block */
+    void *block;
 } space;
 
 /* Block k of a slot, and of rows. */
@@ -45,31 +47,12 @@ dots_stack(nri_space *v, int x, nri_rows rows, double *out)
 {
     space *s = (space *)v;
     int64_t n = v->batch * rows.count;
-    if (rows.count > s->room) {
-        double *part = malloc(sizeof(*part) * (size_t)n);
-        if (!part) {
-            return NRI_NO_MEMORY;
-        }
-        free(s->part);
-        s->part = part;
-        s->room = rows.count;
-    }
     memset(out, 0, sizeof(*out) * (size_t)n);
     for (int k = 0; k < s->blocks; k++) {
         NRI_TRY(s->inner->ops->dots(s->inner, block_slot(s, x, k), block_rows(s, rows, k), s->part));
         for (int64_t i = 0; i < n; i++) {
             out[i] += s->weights[k] * s->weights[k] * s->part[i];
         }
-    }
-    return NRI_OK;
-}
-
-static nri_status
-sign_stack(nri_space *v, int dst, int src, double floor)
-{
-    const space *s = (const space *)v;
-    for (int k = 0; k < s->blocks; k++) {
-        NRI_TRY(s->inner->ops->sign(s->inner, block_slot(s, dst, k), block_slot(s, src, k), floor));
     }
     return NRI_OK;
 }
@@ -84,23 +67,29 @@ copy_stack(nri_space *v, int dst, int src, const bool *which)
     return NRI_OK;
 }
 
-/* Somebody else's tensor is one block: it is loaded into, and stored from, the inner space. */
+static nri_status
+sign_stack(nri_space *v, int dst, int src, double floor)
+{
+    const space *s = (const space *)v;
+    for (int k = 0; k < s->blocks; k++) {
+        NRI_TRY(s->inner->ops->sign(s->inner, block_slot(s, dst, k), block_slot(s, src, k), floor));
+    }
+    return NRI_OK;
+}
+
+/* A caller's tensor is one block: it is loaded into, and stored from, the inner space. */
 static nri_status
 exchange_stack(nri_space *v, int slot, const nri_tensor *t)
 {
-    (void)v;
-    (void)slot;
-    (void)t;
+    (void)v, (void)slot, (void)t;
     return NRI_BAD_ARGUMENT;
 }
 
 static void
 destroy_stack(nri_space *v)
 {
-    space *s = (space *)v;
-    free(s->weights);
-    free(s->part);
-    free(s);
+    free(((space *)v)->block);
+    free(v);
 }
 
 static const nri_vec_ops stack_ops = {destroy_stack, combine_stack,  dots_stack,    sign_stack,
@@ -110,7 +99,7 @@ nri_status
 nri_space_create_stack(nri_space *inner, int first, int blocks, int slots, const double *weights, nri_space **out)
 {
     *out = NULL;
-    if (first < 0 || blocks < 1 || slots < 1 || first + blocks * slots > inner->slots) {
+    if (first < 0 || blocks < 1 || slots < 1 || (inner->slots - first) / slots < blocks) {
         return NRI_BAD_ARGUMENT;
     }
     space *s = calloc(1, sizeof(*s));
@@ -121,8 +110,9 @@ nri_space_create_stack(nri_space *inner, int first, int blocks, int slots, const
     s->inner = inner;
     s->first = first;
     s->blocks = blocks;
-    s->weights = malloc(sizeof(*weights) * (size_t)blocks);
-    if (!s->weights) {
+    const nri_array arrays[] = {NRI_ARRAY(space, weights, blocks, 1), NRI_ARRAY(space, part, inner->batch, slots)};
+    s->block = NRI_CARVE(s, arrays);
+    if (!s->block) {
         free(s);
         return NRI_NO_MEMORY;
     }

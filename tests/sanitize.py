@@ -24,9 +24,9 @@ for j in range(E):
     if j:
         steps[j, j - 1], steps[j, E + j - 1] = -0.05, 0.1
 sampler = Sampler(np.arange(E), steps, np.ones(E))
-REFINED = {"refine": 3, "max_nfe": 1, "trajectory": True}
+ROUNDS = {"rounds": 3, "max_nfe": 1, "trajectory": True}
 PASSES = {"order": "passes", "max_nfe": 4, "verify": True, "trajectory": True}
-for options in ({}, REFINED, PASSES, {"solver": "fixed_point", "verify": True}, {"depth": 0}):
+for options in ({}, ROUNDS, PASSES, {"solver": "fixed_point", "verify": True}, {"depth": 0}):
     for bad_call in (None, 3, 9):
         target = rng.standard_normal((70, 3, 7)).astype(rng.choice(["f2", "f4", "f8"]))
         noises = [rng.standard_normal(target.shape) for _ in range(K)]
@@ -40,7 +40,16 @@ for options in ({}, REFINED, PASSES, {"solver": "fixed_point", "verify": True}, 
                 output[::3] = np.nan
             inversion.feed(output)
         assert np.isfinite(inversion.result().latents).all()
-for bad in ({"max_nfe": 0}, {"solver": "x"}, {"noises": []}, {"tol": -1.0}):
+tail = Sampler([1.0, 0.0], [[1.0, 0.0, -0.5, 0.0], [0.0, 1.0, 0.0, -0.5]], [1.0, 1.0], [[1.0, 1.0], [1.0, 0.5], [1.0, 0.0]])
+for draws in (None, [target, -target]):
+    for only in (False, True):
+        inversion = Inversion(
+            sampler, target, noises=noises, guess=target, correct_from=tail, draws=draws, radius=np.full(70, 0.5), correct_only=only
+        )
+        while request := inversion.next():
+            inversion.feed(np.tanh(request.sample))
+        assert np.isfinite(inversion.result().latents).all()
+for bad in ({"max_nfe": 0}, {"max_nfe": 2**31 - 1}, {"rounds": 2**31 - 1}, {"correct_from": tail, "correct_rounds": 2**30}, {"solver": "x"}, {"noises": []}, {"tol": -1.0}):
     try:
         Inversion(sampler, target, **{"noises": noises, **bad})
     except ValueError:

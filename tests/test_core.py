@@ -4,13 +4,14 @@ import gc
 import subprocess
 import sys
 import threading
+import weakref
 
 import numpy as np
 import pytest
 import torch
 
 import nrinv
-from nrinv import Inversion, Sampler
+from nrinv import _C, Inversion, Sampler
 
 E = 4
 SHAPE = (3, 4, 6, 5)
@@ -51,7 +52,7 @@ OPTIONS = [
     {},
     {"solver": "fixed_point", "max_nfe": 9},
     {"max_nfe": 12, "depth": 6, "tol": 1e-6},
-    {"max_nfe": 1, "refine": 2},
+    {"max_nfe": 1, "rounds": 2},
 ]
 
 
@@ -196,9 +197,8 @@ SOLVERS = ("auto", "anderson", "fixed_point", "newton")
 INACTIVE = [
     *({"solver": solver, "max_nfe": 8, "verify": True, "trajectory": True} for solver in SOLVERS),
     *({"solver": solver, "noise": "absorb", "max_nfe": 5, "trajectory": True} for solver in SOLVERS),
-    {"max_nfe": 4, "refine": 4},
-    {"max_nfe": 8, "prior": 0.3},
-    {"solver": "newton", "max_nfe": 8, "prior": 0.3, "verify": True},
+    {"max_nfe": 4, "rounds": 4},
+    {"solver": "newton", "max_nfe": 8, "lam": 0.0, "verify": True},
 ]
 
 
@@ -251,17 +251,89 @@ def test_rows_of_inactive_samples_do_not_matter(target, kind, options):
             np.testing.assert_array_equal(getattr(littered, name), getattr(honest, name), err_msg=name)
 
 
+def test_failures_and_refused_mixtures_are_counted(target):
+    inversion, calls = Inversion(sampler(), target, max_nfe=8, tol=0), 0
+    while (request := inversion.next()) is not None:
+        output, calls = numpy_answer(request), calls + 1
+        output[1] *= np.nan if calls in (2, 11) else 1
+        inversion.feed(output)
+    result = inversion.result()
+    np.testing.assert_array_equal(result.failed, [0, 2, 0])
+    assert result.restarts[1] >= 2 and result.restarts.dtype == result.rejected.dtype == np.int64
+    assert result.rejected.shape == SHAPE[:1]
+    assert result.corrected is None and result.moved is None and result.held is None
+
+
+def test_names_are_listed():
+    assert _C.SOLVERS == SOLVERS and _C.ORDERS == ("reversed", "passes") and _C.NOISES == ("record", "absorb")
+    assert _C.PATHS == ("geodesic", "slerp", "lerp", "variance_preserving")
+    assert _C.SPACINGS == ("metric", "angle", "euclidean")
+
+
+def test_a_target_resized_by_its_owner_changes_nothing(target):
+    want = drive(Inversion(sampler(), target), numpy_answer).latents
+    own = target.copy()
+    inversion = Inversion(sampler(), own)
+    own.resize((1, 2), refcheck=False)
+    np.testing.assert_array_equal(drive(inversion, numpy_answer).latents, want)
+    with pytest.raises(ValueError, match=r"model_output must have the target's shape \(3, 4, 6, 5\), got \(1, 2\)"):
+        Inversion(sampler(), target).feed(own)
+    tensor = torch.from_numpy(target.copy())
+    inversion = Inversion(sampler(), tensor)
+    tensor.resize_(1, 2)
+    with pytest.raises(ValueError, match="a resized target must have the target's shape"):
+        inversion.next()
+
+
+def test_lists_are_read_once(target):
+    """A sequence that says another length each time, and an iterator."""
+
+    class Liar(list):
+        def __len__(self):
+            return 1
+
+    noise = np.zeros(SHAPE, np.float32)
+    Inversion(sampler(2), target, noises=Liar([noise, noise]))
+    Inversion(sampler(2), target, noises=iter([noise, noise]))
+    with pytest.raises(ValueError, match="noises must hold 2 tensors.*got 3"):
+        Inversion(sampler(2), target, noises=Liar([noise] * 3))
+    with pytest.raises(TypeError):
+        Inversion(sampler(2), target, noises=3)
+
+
+def test_a_cycle_through_the_target_is_collected(target):
+    class Holder(np.ndarray):
+        pass
+
+    held = target.copy().view(Holder)
+    held.inversion = Inversion(sampler(), held)
+    alive = weakref.ref(held)
+    del held
+    gc.collect()
+    assert alive() is None
+
+
 BAD_OPTIONS = [
-    ({"solver": "newton-like"}, "solver must be 'auto', 'anderson', 'fixed_point' or 'newton', got 'newton-like'"),
+    ({"solver": "newton-like"}, "solver must be one of auto, anderson, fixed_point, newton, got 'newton-like'"),
     ({"max_nfe": 0}, "max_nfe must be at least 1, got 0"),
     ({"depth": 16}, r"depth must be in 0\.\.15, got 16"),
     ({"depth": -1}, r"depth must be in 0\.\.15, got -1"),
     ({"tol": -1.0}, r"tol must be a finite number of at least 0, got -1\.0"),
     ({"tol": float("nan")}, "tol must be a finite number of at least 0, got nan"),
     ({"atol": float("inf")}, "atol must be a finite number of at least 0, got inf"),
-    ({"refine": -1}, "refine must be at least 0, got -1"),
-    ({"prior": -0.1}, r"prior must be a finite number of at least 0, got -0\.1"),
-    ({"prior": float("nan")}, "prior must be a finite number of at least 0, got nan"),
+    ({"rounds": -1}, "rounds must be at least 0, got -1"),
+    ({"lam": -0.1}, r"lam must be a finite number of at least 0, got -0\.1"),
+    ({"floor": 0.0}, r"floor must be a finite number above 0, got 0\.0"),
+    ({"max_nfe": 2**31 - 1}, "max_nfe must be at most 268435454 with this sampler, got 2147483647"),
+    ({"rounds": 2**31 - 1}, "rounds must be at most [0-9]+ with this sampler and max_nfe, got 2147483647"),
+    (
+        {"correct_from": sampler(), "correct_rounds": 2**30},
+        "correct_rounds must be at most [0-9]+ with this sampler, got 1073",
+    ),
+    ({"correct_only": True}, "correct_only needs correct_from"),
+    ({"radius": [1.0] * 3}, "radius needs correct_from"),
+    ({"draws": [np.zeros(SHAPE, np.float32)]}, "draws must hold 0 tensors.*got 1"),
+    ({"correct_from": "ddim"}, "correct_from must be a Sampler"),
     ({"extrapolation": 1.5}, r"extrapolation must be in 0\.\.1, got 1\.5"),
     ({"noises": [np.zeros(SHAPE, np.float32)]}, "noises must hold 0 tensors.*got 1"),
 ]
@@ -362,7 +434,7 @@ def test_nothing_leaks(kind):
     given, answer = (target, numpy_answer) if kind == "numpy" else (torch.from_numpy(target), torch_answer)
 
     def once():
-        drive(Inversion(sampler(), given, refine=1, verify=True, trajectory=True), answer)
+        drive(Inversion(sampler(), given, rounds=1, verify=True, trajectory=True), answer)
         for bad in (given[:, :, :1], "no tensor"):
             inversion = Inversion(sampler(), given)
             inversion.next()

@@ -26,8 +26,16 @@ def answer(network, request):
     return network(x.reshape(len(x), -1), request.timestep).reshape(x.shape).astype(np.float32)
 
 
+def correction(sampler, target, rounds=2, noises=None, **options):
+    """An inversion that ends with its correction."""
+    return nrinv.Inversion(
+        sampler, target, correct_from=sampler, correct_rounds=rounds, correct_noises=noises, correct_only=True, **options
+    )
+
+
 def run(correction, network):
     while request := correction.next():
+        assert request.correcting
         m = answer(network, request)
         correction.feed(m if isinstance(request.sample, np.ndarray) else torch.from_numpy(m))
     return correction.result()
@@ -46,11 +54,12 @@ def test_what_is_not_the_models_own_goes_away():
     dirt[:, 128:] = 0.3 * rng.standard_normal((4, 128))
     target = (image + dirt).astype(np.float32)
     draws = [rng.standard_normal((4, 256)).astype(np.float32) for _ in range(3)]
-    found = run(nrinv.Correction(sampler, target, draws=draws, rounds=3), network)
+    found = run(correction(sampler, target, draws=draws, rounds=3), network)
     before, after = (np.linalg.norm(x[:, 128:] - image[:, 128:], axis=1) for x in (target, found.latents))
     assert (after < 0.2 * before).all()
     kept = np.linalg.norm(found.latents[:, :16] - image[:, :16], axis=1) / np.linalg.norm(image[:, :16], axis=1)
     assert (kept < 0.2).all() and not found.held.any() and not found.failed.any()
+    np.testing.assert_array_equal(found.corrected, found.latents)
     assert found.evaluations == 3 * len(sampler)
 
 
@@ -61,7 +70,7 @@ def test_one_round_is_a_stock_run_from_the_noised_image(name):
     network, sampler = Mixture(dimension=64), tail(20, 0.2, name)
     rng = np.random.default_rng(1)
     target, drawn = (rng.standard_normal((2, 64)).astype(np.float32) for _ in range(2))
-    found = run(nrinv.Correction(sampler, target, draws=[drawn], rounds=1), network)
+    found = run(correction(sampler, target, draws=[drawn], rounds=1), network)
     signal, sigma = sampler.levels[0]
     want = draw(sampler, network, signal * target.astype(np.float64) + sigma * drawn)
     np.testing.assert_allclose(found.latents, want, atol=1e-4)
@@ -75,9 +84,9 @@ def test_tensors_and_arrays_give_the_same(inverted):
     rng = np.random.default_rng(2)
     target, *draws = (rng.standard_normal((2, 64)).astype(np.float32) for _ in range(3))
     draws, radius = None if inverted else draws, [0.5, 100.0]
-    arrays = run(nrinv.Correction(sampler, target, draws=draws, radius=radius), network)
+    arrays = run(correction(sampler, target, draws=draws, radius=radius), network)
     drawn = draws and [torch.from_numpy(one) for one in draws]
-    tensors = run(nrinv.Correction(sampler, torch.from_numpy(target), draws=drawn, radius=radius), network)
+    tensors = run(correction(sampler, torch.from_numpy(target), draws=drawn, radius=radius), network)
     np.testing.assert_allclose(tensors.latents.numpy(), arrays.latents, atol=1e-5)
     np.testing.assert_array_equal(tensors.held, arrays.held)
     assert np.linalg.norm(arrays.latents[0] - target[0]) <= 0.5 * (1 + 1e-5)
@@ -86,9 +95,12 @@ def test_tensors_and_arrays_give_the_same(inverted):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rounds": 0}, "rounds must be at least 1, got 0"),
+        ({"rounds": 0}, "correct_rounds must be at least 1, got 0"),
         ({"draws": []}, "draws must hold 2 tensors, one for each round with drawn noise, got 0"),
-        ({"noises": [np.zeros((2, 8), np.float32)]}, "noises must hold 0 tensors, 0 for each round, got 1"),
+        (
+            {"noises": [np.zeros((2, 8), np.float32)]},
+            "correct_noises must hold 0 tensors, each round's noises of correct_from, got 1",
+        ),
         ({"radius": [1.0]}, "radius must hold a norm of at least 0 for each of the 2 samples"),
         ({"radius": [1.0, -1.0]}, "radius must hold a norm of at least 0"),
         ({"radius": [1.0, np.nan]}, "radius must hold a norm of at least 0"),
@@ -105,18 +117,62 @@ def test_bad_arguments_of_the_machine(change, message):
         **change,
     }
     with pytest.raises(ValueError, match=message):
-        nrinv.Correction(given.pop("sampler"), given.pop("target"), **given)
+        correction(given.pop("sampler"), given.pop("target"), **given)
+
+
+def test_levels_are_needed_where_noise_is_drawn():
+    form = tail()
+    bare, target = nrinv.Sampler(form.timesteps, form.steps, form.inputs), np.ones((2, 8), np.float32)
+    with pytest.raises(ValueError, match="correct_from must have levels where noise is drawn; leave out draws"):
+        correction(bare, target, draws=[target, target])
+    assert correction(bare, target).max_evaluations == 4 * len(bare)
 
 
 def test_out_of_order():
-    correction = nrinv.Correction(tail(), np.ones((1, 8), np.float32))
+    machine = correction(tail(), np.ones((1, 8), np.float32))
     with pytest.raises(RuntimeError, match="not finished"):
-        correction.result()
-    first, again = correction.next(), correction.next()
+        machine.result()
+    first, again = machine.next(), machine.next()
     assert first.index == again.index and np.array_equal(first.sample, again.sample)
-    correction.feed(np.ones((1, 8), np.float32))
+    machine.feed(np.ones((1, 8), np.float32))
     with pytest.raises(RuntimeError, match="feed needs a request"):
-        correction.feed(np.ones((1, 8), np.float32))
+        machine.feed(np.ones((1, 8), np.float32))
+
+
+@pytest.mark.parametrize("order", ["reversed", "passes"])
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+def test_an_inversion_corrects_first_and_then_inverts_what_it_found(order, kind):
+    network, last = Mixture(dimension=64), tail()
+    whole = nrinv.read_sampler(diffusers.DDIMScheduler(**BETAS, clip_sample=False), 10)
+    wrap = torch.from_numpy if kind == "torch" else np.asarray
+    rng = np.random.default_rng(3)
+    target, guess, *draws = (rng.standard_normal((2, 64)).astype(np.float32) for _ in range(4))
+    draws, options = [wrap(one) for one in draws], {"order": order, "max_nfe": 5, "verify": True}
+    found = run(correction(last, wrap(target), draws=draws, radius=[0.3, 9.0]), network)
+    assert found.reasons == ["max_nfe"] * 2 and np.isnan(found.residuals).all() and not found.step_nfe.any()
+    corrected = np.asarray(found.latents)
+    moved = wrap(guess + np.float32(whole.levels[-2, 0]) * (corrected - target))
+    both = nrinv.Inversion(
+        whole, wrap(target), guess=wrap(guess), correct_from=last, draws=draws, radius=[0.3, 9.0], **options
+    )
+    alone = nrinv.Inversion(whole, wrap(corrected), guess=moved, **options)
+    results, requests = [], []
+    for machine in (both, alone):
+        correcting = []
+        while request := machine.next():
+            correcting.append(request.correcting)
+            form = last if request.correcting else whole
+            assert request.timestep == form.timesteps[request.index]
+            machine.feed(wrap(answer(network, request)))
+        requests.append(correcting)
+        results.append(machine.result())
+        assert len(correcting) == results[-1].evaluations <= machine.max_evaluations
+    assert requests[0] == [True] * found.evaluations + requests[1] and not any(requests[1])
+    np.testing.assert_array_equal(np.asarray(results[0].corrected), corrected)
+    np.testing.assert_allclose(np.asarray(results[0].latents), np.asarray(results[1].latents), atol=1e-5)
+    np.testing.assert_array_equal(results[0].nfe, results[1].nfe + found.evaluations)
+    np.testing.assert_array_equal(results[0].moved, found.moved)
+    np.testing.assert_array_equal(results[0].held, [True, False])
 
 
 # ------------------------------------------------------------------------------------------------------------- pipelines

@@ -225,8 +225,8 @@ def test_unregularised_steps_without_contraction_end_with_a_reason(turbo, held_o
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"noise": "x"}, "noise must be 'record' or 'absorb', got 'x'"),
-        ({"solver": "x"}, "solver must be 'auto', 'anderson', 'fixed_point' or 'newton', got 'x'"),
+        ({"noise": "x"}, "noise must be one of record, absorb, got 'x'"),
+        ({"solver": "x"}, "solver must be one of auto, anderson, fixed_point, newton, got 'x'"),
         ({"lam": -1.0}, r"lam must be a finite number of at least 0, got -1\.0"),
         ({"lam": float("nan")}, "lam must be a finite number of at least 0, got nan"),
         ({"solver": "newton", "floor": 0.0}, r"floor must be a finite number above 0, got 0\.0"),

@@ -108,7 +108,7 @@ def test_tol_ends_each_sample_for_itself():
 def test_both_orders_find_the_same(name):
     form, _, _, target, _ = problem(name)
     found = invert(form, target, max_nfe=40, depth=15, tol=1e-7).latents
-    rounds = {"max_nfe": 40} if form.first_order else {"max_nfe": 3, "refine": 12}
+    rounds = {"max_nfe": 40} if form.first_order else {"max_nfe": 3, "rounds": 12}
     inversion = Inversion(form, target.astype(np.float32), tol=1e-6, **rounds)
     while request := inversion.next():
         inversion.feed(NETWORK(request.scale * request.sample.astype(np.float64), request.timestep))
@@ -175,9 +175,9 @@ def test_a_network_that_keeps_failing_is_a_reason():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"order": "forward"}, "order must be 'reversed' or 'passes', got 'forward'"),
-        ({"order": "passes", "refine": 1}, "order='passes' does not go with refine above 0"),
-        ({"order": "passes", "prior": 0.1}, "order='passes' does not go with prior above 0"),
+        ({"order": "forward"}, "order must be one of reversed, passes, got 'forward'"),
+        ({"order": "passes", "rounds": 1}, "order='passes' does not go with rounds above 0"),
+        ({"order": "passes", "correct_from": sampler()}, "order='passes' does not go with a correction without draws"),
         ({"order": "passes", "noise": "absorb"}, "order='passes' does not go with noise='absorb'"),
         ({"order": "passes", "solver": "newton"}, "order='passes' does not go with solver='newton'"),
     ],

@@ -127,7 +127,7 @@ def test_a_sweep_is_that_of_nrinv(name, config):
     extrapolation = 0.0 if sampler.first_order else 1.0
     for rho in {0.0, extrapolation}:
         for nfe in (1, 3):
-            options = {"solver": "fixed_point", "max_nfe": nfe, "predictor": False, "refine": 0, "tol": 0}
+            options = {"solver": "fixed_point", "max_nfe": nfe, "predictor": False, "rounds": 0, "tol": 0}
             own = run(nrinv.Inversion(sampler, target, noises=noises, extrapolation=rho, **options), network)
             peer = run(PeerInversion(sampler, target, fixed_point, nfe, noises=noises, extrapolation=rho), network)
             scale = own.latents.abs().max()

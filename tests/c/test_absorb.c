@@ -10,12 +10,10 @@ enum { LONG = 4000, WIDE = 3 };
 static int
 allowance(const toy_form *f, nri_options o, int j)
 {
-    nri_sampler *sampler;
-    int step;
-    CHECK(nri_sampler_create(f->E, f->K, f->timesteps, f->steps, f->inputs, f->leveled ? f->levels : NULL, &sampler, &step)
-          == NRI_OK);
-    int n = nri_inversion_allowance(sampler, &o, j);
-    nri_sampler_destroy(sampler);
+    toy_session s;
+    CHECK(toy_open(f, &o, 1, 1, &s) == NRI_OK);
+    int n = nri_inversion_allowance(s.inv)[j];
+    toy_shut(&s);
     return n;
 }
 
@@ -429,7 +427,7 @@ check_refusals(void)
     toy_shut(&s);
     CHECK(toy_open(&noisy, &o, 1, 3, &s) == NRI_OK);
     toy_shut(&s);
-    o.refine = 1;
+    o.rounds = 1;
     CHECK(toy_open(&noisy, &o, 1, 3, &s) == NRI_BAD_ARGUMENT);
     toy_shut(&s);
 }

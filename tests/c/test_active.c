@@ -39,6 +39,9 @@ check_garbage(const char *label, toy_form f, nri_options o, toy_fault fault)
     CHECK(same(honest.residual, littered.residual, sizeof(honest.residual)));
     CHECK(same(honest.error, littered.error, sizeof(honest.error)));
     CHECK(same(honest.step_nfe, littered.step_nfe, sizeof(honest.step_nfe)));
+    CHECK(same(honest.restarts, littered.restarts, sizeof(honest.restarts)));
+    CHECK(same(honest.rejected, littered.rejected, sizeof(honest.rejected)));
+    CHECK(same(honest.failed, littered.failed, sizeof(honest.failed)));
     CHECK(same(honest.nfe, littered.nfe, sizeof(honest.nfe)));
     CHECK(same(honest.reason, littered.reason, sizeof(honest.reason)));
 }
@@ -95,13 +98,12 @@ test_active(void)
     o.verify = o.trajectory = true;
     o.max_nfe = 8;
     for (o.solver = NRI_AUTO; o.solver <= NRI_NEWTON; o.solver++) {
-        o.prior = 0;
         check_garbage("first order", toy_euler(5), o, toy_sound);
         check_garbage("first order, a sample fails", toy_euler(5), o, late);
         check_garbage("noise", toy_ancestral(4), o, late);
         check_garbage("levels", toy_denoiser(4, true, 0, 4, 0.5), o, late);
-        o.prior = 0.2;
-        check_garbage("prior", toy_euler(5), o, late);
+        check_garbage("two scales, a sample fails early", toy_denoiser(6, false, 0, 8, 0.4), o,
+                      (toy_fault){2, 4, 1u << 3, false});
     }
     for (o.solver = NRI_AUTO; o.solver <= NRI_NEWTON; o.solver++) {
         nri_options absorb = nri_default_options;
@@ -111,8 +113,7 @@ test_active(void)
         check_garbage("absorb", toy_denoiser(5, false, 0.6, 4, 0.5), absorb, toy_sound);
         check_garbage("absorb, a sample fails", toy_denoiser(5, true, 0.6, 4, 0.5), absorb, late);
     }
-    o.prior = 0;
-    o.refine = 5;
+    o.rounds = 5;
     o.tol = 1e-4;
     o.max_nfe = 3;
     for (o.solver = NRI_AUTO; o.solver <= NRI_NEWTON; o.solver++) {

@@ -2,7 +2,7 @@
 #include <math.h>
 
 #include "check.h"
-#include "nrinv.h"
+#include "solve.h"
 #include "toy.h"
 
 enum { MOST = NRI_MAX_DEPTH + 1, DIM = 24 };

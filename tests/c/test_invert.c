@@ -1,4 +1,5 @@
 /* invert.c on toy samplers whose z_T is known, and its order of requests step by step where the network is made up. */
+#include <limits.h>
 #include <math.h>
 #include <string.h>
 
@@ -42,7 +43,7 @@ reconstruction_error(const toy_problem *p, int b, const double *end)
 }
 
 static const nri_options exact = {
-    .solver = NRI_ANDERSON, .max_nfe = 30, .depth = 5, .tol = 1e-6, .extrapolation = 0.5, .predictor = true};
+    .solver = NRI_ANDERSON, .max_nfe = 30, .depth = 5, .tol = 1e-6, .floor = 0.5, .extrapolation = 0.5, .predictor = true};
 
 /* `f` inverts step by step: z_T comes back, whatever the options that should not matter. */
 static void
@@ -58,7 +59,7 @@ check_first_order(const char *label, toy_form f, bool linear)
         o.solver = variant == 2 ? NRI_FIXED_POINT : NRI_ANDERSON;
         o.max_nfe = variant == 2 ? 100 : 30;
         o.verify = variant == 3;
-        o.refine = variant == 4;
+        o.rounds = variant == 4;
         toy_outcome out = invert(&f, &net, o, &p, toy_sound);
         for (int b = 0; b < TOY_B; b++) {
             CHECK_NEAR(toy_distance(TOY_D, out.latents[b], start[b]), 0, 1e-5);
@@ -83,9 +84,9 @@ check_refined(const char *label, toy_form f, bool linear)
     toy_problem p = toy_make_problem(&f, &net, TOY_B, 32, start);
     check_label = label;
     double last = 1;
-    for (int refine = 0; refine < 12; refine += 4) {
+    for (int rounds = 0; rounds < 12; rounds += 4) {
         nri_options o = exact;
-        o.refine = refine;
+        o.rounds = rounds;
         o.verify = true;
         toy_outcome out = invert(&f, &net, o, &p, toy_sound);
         double worst = 0;
@@ -97,7 +98,7 @@ check_refined(const char *label, toy_form f, bool linear)
         }
         CHECK(worst < 0.1 * last || worst < 2e-6);
         last = worst;
-        if (refine >= 8) {
+        if (rounds >= 8) {
             CHECK_NEAR(worst, 0, 2e-6);
             for (int b = 0; b < TOY_B; b++) {
                 CHECK_NEAR(toy_distance(TOY_D, out.latents[b], start[b]), 0, 1e-4);
@@ -144,10 +145,10 @@ check_best_trajectory(void)
     toy_network net = toy_make_network(TOY_D, false, 2.5, 43);
     toy_problem p = toy_make_problem(&f, &net, TOY_B, 44, start);
     check_label = "best trajectory";
-    for (int refine = 0; refine < 6; refine++) {
+    for (int rounds = 0; rounds < 6; rounds++) {
         nri_options o = exact;
         o.max_nfe = 2;
-        o.refine = refine;
+        o.rounds = rounds;
         o.verify = o.trajectory = true;
         toy_outcome out = invert(&f, &net, o, &p, toy_sound);
         for (int b = 0; b < TOY_B; b++) {
@@ -213,7 +214,7 @@ check_batch(void)
     toy_problem p = toy_make_problem(&f, &net, TOY_B, 62, start);
     nri_options o = exact;
     check_label = "batch";
-    o.refine = 6;
+    o.rounds = 6;
     o.tol = 1e-5;
     memset(p.target[1], 0, sizeof(p.target[1])); /* an easy one, that ends with the first round */
     toy_outcome all = invert(&f, &net, o, &p, toy_sound);
@@ -260,7 +261,7 @@ check_not_finite(void)
     toy_problem p = toy_make_problem(&f, &net, 2, 72, start);
     nri_options o = exact;
     check_label = "not finite";
-    o.refine = 12;
+    o.rounds = 12;
     int calls = invert(&f, &net, o, &p, toy_sound).evaluations;
     for (int at = 0; at < calls; at++) {
         toy_outcome out = invert(&f, &net, o, &p, (toy_fault){at, at, 1, false});
@@ -307,12 +308,13 @@ static session
 open(const toy_form *f, nri_options o)
 {
     session s = {NULL, NULL, NULL};
+    nri_problem problem;
     int64_t shape[2];
     int step;
     nri_tensor like = toy_tensor(NULL, NRI_FLOAT32, shape, 1, DIM);
     CHECK(nri_sampler_create(f->E, f->K, f->timesteps, f->steps, f->inputs, NULL, &s.sampler, &step) == NRI_OK);
     CHECK(nri_space_create_host(&like, nri_inversion_slots(s.sampler, &o), &s.v) == NRI_OK);
-    CHECK(nri_inversion_create(s.sampler, &o, s.v, &s.inv, &step) == NRI_OK);
+    CHECK(nri_inversion_create(s.sampler, &o, s.v, &s.inv, &problem) == NRI_OK);
     return s;
 }
 
@@ -404,7 +406,8 @@ static void
 check_arithmetic(bool predictor, double rho)
 {
     toy_form f = mixed();
-    nri_options o = {.solver = NRI_ANDERSON, .max_nfe = 1, .depth = 3, .extrapolation = rho, .predictor = predictor};
+    nri_options o = {
+        .solver = NRI_ANDERSON, .max_nfe = 1, .depth = 3, .floor = 0.5, .extrapolation = rho, .predictor = predictor};
     double state[DIM], guess[DIM];
     check_label = predictor ? "predictor" : "naive";
     o.verify = true;
@@ -495,35 +498,153 @@ check_bad_target(void)
     shut(&s);
 }
 
+/* `exact` with one option changed. */
+static nri_options
+changed(int what)
+{
+    nri_options o = exact;
+    o.max_nfe = what == 0 ? 0 : what == 1 ? INT_MAX : o.max_nfe;
+    o.depth = what == 2 ? -1 : what == 3 ? NRI_MAX_DEPTH + 1 : o.depth;
+    o.rounds = what == 4 ? -1 : what == 5 ? INT_MAX : what == 6 ? 4000000 : 0;
+    o.tol = what == 7 ? -1 : what == 8 ? INFINITY : what == 9 ? -0.1 : 0;
+    o.atol = what == 10 ? NAN : what == 11 ? -1e300 : 0;
+    o.lam = what == 12 ? -2.5 : what == 13 ? NAN : 0;
+    o.floor = what == 14 ? 0 : what == 15 ? -INFINITY : 0.5;
+    o.extrapolation = what == 16 ? 1.5 : what == 17 ? NAN : 0;
+    o.solver = what == 18 ? (nri_solver)7 : NRI_ANDERSON;
+    o.order = what == 19 ? NRI_ORDERS : NRI_REVERSED;
+    o.absorb = what == 20;
+    o.correct_only = what == 21;
+    return o;
+}
+
+static void
+check_texts(const session *s)
+{
+    static const char *const texts[] = {"max_nfe must be at least 1, got 0",
+                                        "max_nfe must be at most 268435454 with this sampler, got 2147483647",
+                                        "depth must be in 0..15, got -1",
+                                        "depth must be in 0..15, got 16",
+                                        "rounds must be at least 0, got -1",
+                                        "rounds must be at most 8659207 with this sampler and max_nfe, got 2147483647",
+                                        NULL,
+                                        "tol must be a finite number of at least 0, got -1.0",
+                                        "tol must be a finite number of at least 0, got inf",
+                                        "tol must be a finite number of at least 0, got -0.1",
+                                        "atol must be a finite number of at least 0, got nan",
+                                        "atol must be a finite number of at least 0, got -1e+300",
+                                        "lam must be a finite number of at least 0, got -2.5",
+                                        "lam must be a finite number of at least 0, got nan",
+                                        "floor must be a finite number above 0, got 0.0",
+                                        "floor must be a finite number above 0, got -inf",
+                                        "extrapolation must be in 0..1, got 1.5",
+                                        "extrapolation must be in 0..1, got nan",
+                                        "solver and order must be in their lists, got 7 and 0",
+                                        "solver and order must be in their lists, got 1 and 2",
+                                        "noise='absorb' needs a sampler with levels; use noise='record'",
+                                        "correct_only needs correct_from"};
+    nri_inversion *inv;
+    nri_problem problem;
+    for (int i = 0; i < (int)(sizeof(texts) / sizeof(*texts)); i++) {
+        nri_options o = changed(i);
+        nri_status want = texts[i] ? NRI_BAD_ARGUMENT : NRI_OK;
+        check_label = texts[i] ? texts[i] : "in range";
+        CHECK(nri_check_options(s->sampler, &o, &problem) == want);
+        CHECK(strcmp(problem.text, texts[i] ? texts[i] : "") == 0 && problem.step == -1);
+        if (texts[i]) {
+            CHECK(nri_inversion_create(s->sampler, &o, s->v, &inv, &problem) == want && !inv);
+            CHECK(strcmp(problem.text, texts[i]) == 0);
+        }
+    }
+}
+
 static void
 check_refusals(void)
 {
     toy_form f = toy_ancestral(4);
-    check_label = "refusals";
-    session s = open(&f, exact);
     nri_inversion *inv;
-    int step;
-    for (int i = 0; i < 9; i++) {
-        nri_options o = exact;
-        o.max_nfe = i == 0 ? 0 : o.max_nfe;
-        o.depth = i == 1 ? -1 : i == 2 ? NRI_MAX_DEPTH + 1 : o.depth;
-        o.refine = i == 3 ? -1 : 0;
-        o.tol = i == 4 ? -1 : i == 5 ? INFINITY : 0;
-        o.atol = i == 6 ? NAN : 0;
-        o.extrapolation = i == 7 ? 1.5 : 0;
-        o.solver = i == 8 ? (nri_solver)7 : NRI_ANDERSON;
-        CHECK(nri_inversion_create(s.sampler, &o, s.v, &inv, &step) == NRI_BAD_ARGUMENT && !inv && step == -1);
-    }
+    nri_problem problem;
+    session s = open(&f, exact);
+    check_texts(&s);
+    check_label = "refusals";
     nri_options wide = exact;
     wide.verify = true; /* needs more slots than there are */
-    CHECK(nri_inversion_create(s.sampler, &wide, s.v, &inv, &step) == NRI_BAD_ARGUMENT && !inv);
+    CHECK(nri_inversion_create(s.sampler, &wide, s.v, &inv, &problem) == NRI_BAD_ARGUMENT && !inv);
+    CHECK(strncmp(problem.text, "the inversion needs ", 20) == 0);
     s.v->slots--;
-    CHECK(nri_inversion_create(s.sampler, &exact, s.v, &inv, &step) == NRI_BAD_ARGUMENT && !inv);
+    CHECK(nri_inversion_create(s.sampler, &exact, s.v, &inv, &problem) == NRI_BAD_ARGUMENT && !inv);
     s.v->slots++;
     s.sampler->singular[2] = true;
-    CHECK(nri_inversion_create(s.sampler, &exact, s.v, &inv, &step) == NRI_SINGULAR_STEP && !inv && step == 2);
+    CHECK(nri_inversion_create(s.sampler, &exact, s.v, &inv, &problem) == NRI_SINGULAR_STEP && !inv && problem.step == 2);
+    CHECK(strcmp(problem.text, "sampler: step 2 of 4 cannot be inverted: the coefficient of the step's own state is 0")
+          == 0);
     shut(&s);
     nri_inversion_destroy(NULL);
+}
+
+/* Counts are those of integers that do not wrap, up to the largest options that are accepted. */
+static void
+check_counts(void)
+{
+    toy_form f = toy_ancestral(4);
+    nri_problem problem;
+    session s = open(&f, exact);
+    check_label = "counts";
+    for (int max_nfe = 1; max_nfe < 200000000; max_nfe *= 3) {
+        nri_options o = exact;
+        int low = 0, high = INT_MAX;
+        o.max_nfe = max_nfe;
+        while (low < high) { /* the most rounds that are accepted */
+            o.rounds = low + (high - low) / 2 + 1;
+            if (nri_check_options(s.sampler, &o, &problem) == NRI_OK) {
+                low = o.rounds;
+            }
+            else {
+                high = o.rounds - 1;
+            }
+        }
+        o.rounds = low;
+        double want = (low + 1.0) * (low > 0 ? max_nfe + 1.0 : max_nfe) * f.E;
+        CHECK((double)nri_inversion_max_evaluations(s.sampler, &o) == want && want <= INT_MAX);
+        CHECK(nri_inversion_slots(s.sampler, &o) < 100);
+    }
+    shut(&s);
+}
+
+/* Restarts, refused mixtures and failures are counted over all steps, and of nobody else. */
+static void
+check_tally(void)
+{
+    double start[TOY_B][TOY_D];
+    toy_form f = toy_euler(4);
+    toy_network net = toy_make_network(TOY_D, false, 0.9, 91);
+    toy_problem p = toy_make_problem(&f, &net, TOY_B, 92, start);
+    check_label = "tally";
+    for (int solver = NRI_AUTO; solver < NRI_SOLVERS; solver++) {
+        nri_options o = exact;
+        o.solver = (nri_solver)solver;
+        toy_outcome sound = invert(&f, &net, o, &p, toy_sound);
+        for (int at = 0; at < 6; at++) {
+            toy_outcome out = invert(&f, &net, o, &p, (toy_fault){at, at, 2, false});
+            for (int b = 0; b < TOY_B; b++) {
+                CHECK(sound.failed[b] == 0);
+                CHECK(out.failed[b] == (b == 1));
+                CHECK(b == 1 || (out.restarts[b] == sound.restarts[b] && out.rejected[b] == sound.rejected[b]));
+            }
+            bool lost = out.reason[1] == NRI_NON_FINITE; /* by a product, which is not asked for twice */
+            CHECK(out.restarts[1] >= sound.restarts[1] + !lost || solver == NRI_NEWTON);
+            CHECK(lost ? solver == NRI_NEWTON : out.restarts[1] > 0);
+        }
+        toy_outcome dead = invert(&f, &net, o, &p, (toy_fault){0, 1 << 30, 2, false});
+        CHECK(dead.failed[1] == 2 && dead.reason[1] == NRI_NON_FINITE && dead.failed[0] == 0);
+    }
+    nri_options rounds = exact; /* a forward run that fails is one failure */
+    rounds.verify = true;
+    int calls = invert(&f, &net, rounds, &p, toy_sound).evaluations;
+    toy_outcome out = invert(&f, &net, rounds, &p, (toy_fault){calls - 1, calls - 1, 4, false});
+    for (int b = 0; b < TOY_B; b++) {
+        CHECK(out.failed[b] == (b == 2));
+    }
 }
 
 void
@@ -556,4 +677,6 @@ test_invert(void)
     check_order();
     check_bad_target();
     check_refusals();
+    check_counts();
+    check_tally();
 }

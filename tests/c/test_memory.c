@@ -2,8 +2,10 @@
 Every allocation failing once.  The linker sends malloc, calloc and free of the program here (-Wl,--wrap), the core's and
 the tests'; only while `armed` is anything counted or refused.
 */
+#include <stdint.h>
 #include <stdlib.h>
 
+#include "arena.h"
 #include "check.h"
 #include "toy.h"
 
@@ -131,24 +133,48 @@ static nri_status
 run_correction(void)
 {
     toy_form f = toy_denoiser(2, true, 0, 0.6, 0.5);
-    nri_correct_options o = nri_default_correct_options;
-    nri_sampler *s = NULL;
-    nri_space *v = NULL;
-    nri_correction *c = NULL;
-    int64_t shape[2];
-    int step;
-    nri_tensor like = toy_tensor(NULL, NRI_FLOAT32, shape, 2, 8);
-    nri_status status = nri_sampler_create(f.E, f.K, f.timesteps, f.steps, f.inputs, f.levels, &s, &step);
+    nri_options o = nri_default_options;
+    nri_sampler *from = NULL;
+    toy_session s = {.sampler = NULL};
+    nri_status status = toy_sampler(&f, &from);
+    o.correct_from = from;
     if (status == NRI_OK) {
-        status = nri_space_create_host(&like, nri_correction_slots(s, &o), &v);
+        status = toy_open(&f, &o, 2, 8, &s);
     }
-    if (status == NRI_OK) {
-        status = nri_correction_create(s, &o, NULL, v, &c, &step);
-    }
-    nri_correction_destroy(c);
-    nri_space_destroy(v);
-    nri_sampler_destroy(s);
+    toy_shut(&s);
+    nri_sampler_destroy(from);
     return status;
+}
+
+/* Sizes that overflow are no memory, members without elements no pointers, and all else is aligned and zero. */
+static void
+check_arena(void)
+{
+    typedef struct {
+        double *wide;
+        char *bytes, *none;
+        int *last;
+    } owner;
+    owner x;
+    for (size_t n = 1; n < 40; n++) {
+        const nri_array arrays[] = {NRI_ARRAY(owner, bytes, n, 1), NRI_ARRAY(owner, wide, n, 3),
+                                    NRI_ARRAY(owner, none, 0, n), NRI_ARRAY(owner, last, 2, n)};
+        void *block = NRI_CARVE(&x, arrays);
+        CHECK(block == x.bytes && !x.none);
+        CHECK((uintptr_t)x.wide % _Alignof(double) == 0 && (uintptr_t)x.last % _Alignof(int) == 0);
+        CHECK((char *)x.wide >= x.bytes + n && (char *)x.last >= (char *)(x.wide + 3 * n));
+        for (size_t i = 0; i < 2 * n; i++) {
+            CHECK(x.last[i] == 0 && x.wide[i] == 0);
+            x.last[i] = 1;
+        }
+        free(block);
+    }
+    static const size_t sizes[][2] = {
+        {SIZE_MAX, 1}, {SIZE_MAX / 8, 8}, {(size_t)1 << 33, (size_t)1 << 33}, {SIZE_MAX / 32, 3}};
+    for (int i = 0; i < 4; i++) {
+        const nri_array arrays[] = {NRI_ARRAY(owner, bytes, 1, 1), NRI_ARRAY(owner, wide, sizes[i][0], sizes[i][1])};
+        CHECK(!NRI_CARVE(&x, arrays));
+    }
 }
 
 void
@@ -157,7 +183,7 @@ test_memory(void)
     static toy_outcome out;
     nri_options o = nri_default_options;
     check_label = "refined";
-    o.refine = 1;
+    o.rounds = 1;
     o.trajectory = true;
     check_failures(toy_ancestral(3), o, &out);
     CHECK(out.error[0] < 0.1);
@@ -179,4 +205,6 @@ test_memory(void)
     check_run(run_centroid);
     check_label = "correction";
     check_run(run_correction);
+    check_label = "arena";
+    check_arena();
 }

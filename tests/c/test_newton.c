@@ -120,6 +120,8 @@ follow(equation *e, double floor, double first)
     }
     CHECK(result.reason[0] == NRI_MAX_NFE || (result.reason[0] == NRI_STALLED && length < 1.0 / 64));
     CHECK(evaluations >= 4 && products >= 2);
+    CHECK(result.restarts[0] == halved - (accepted == products && halved > 0 && length < 1));
+    CHECK(result.rejected[0] == 0 && result.failed[0] == 0);
     CHECK(result.nfe[0] == evaluations + products && result.step_nfe[0] == result.nfe[0]);
     CHECK(result.evaluations == result.nfe[0] && result.nfe[0] <= o.max_nfe);
     double scale = 0;

@@ -81,7 +81,7 @@ check_solution(const char *label, toy_form f, bool linear, double size)
 
 /* Both orders lead to the same z_T. */
 static void
-check_orders_agree(const char *label, toy_form f, int refine)
+check_orders_agree(const char *label, toy_form f, int rounds)
 {
     double start[TOY_B][TOY_D], other[TOY_D];
     toy_network net = toy_make_network(TOY_D, false, 0.5, 173);
@@ -90,7 +90,7 @@ check_orders_agree(const char *label, toy_form f, int refine)
     check_label = label;
     toy_outcome a = invert(&f, &net, o, &p, toy_sound);
     o.order = NRI_REVERSED;
-    o.refine = refine;
+    o.rounds = rounds;
     toy_outcome z = invert(&f, &net, o, &p, toy_sound);
     for (int b = 0; b < TOY_B; b++) {
         for (int d = 0; d < TOY_D; d++) {
@@ -344,11 +344,7 @@ check_refusals(void)
     CHECK(toy_open(&f, &o, 1, 3, &s) == NRI_BAD_ARGUMENT);
     toy_shut(&s);
     o = passes(NRI_AUTO);
-    o.refine = 1;
-    CHECK(toy_open(&f, &o, 1, 3, &s) == NRI_BAD_ARGUMENT);
-    toy_shut(&s);
-    o = passes(NRI_AUTO);
-    o.prior = 0.1;
+    o.rounds = 1;
     CHECK(toy_open(&f, &o, 1, 3, &s) == NRI_BAD_ARGUMENT);
     toy_shut(&s);
     o = passes(NRI_AUTO);
@@ -373,18 +369,18 @@ check_bounds(void)
     nri_inversion *inv = NULL;
     toy_session s;
     nri_space *v = NULL;
+    nri_problem problem;
     int64_t shape[2];
-    int step;
     nri_tensor like = toy_tensor(NULL, NRI_FLOAT32, shape, 1, 3);
     check_label = "passes, bounds";
     o.max_nfe = 7;
     CHECK(toy_open(&f, &o, 1, 3, &s) == NRI_OK);
     CHECK(nri_inversion_max_evaluations(s.sampler, &o) == 28);
     for (int j = 0; j < 4; j++) {
-        CHECK(nri_inversion_allowance(s.sampler, &o, j) == 7);
+        CHECK(nri_inversion_allowance(s.inv)[j] == 7);
     }
     CHECK(nri_space_create_host(&like, nri_inversion_slots(s.sampler, &o) - 1, &v) == NRI_OK);
-    CHECK(nri_inversion_create(s.sampler, &o, v, &inv, &step) == NRI_BAD_ARGUMENT && !inv);
+    CHECK(nri_inversion_create(s.sampler, &o, v, &inv, &problem) == NRI_BAD_ARGUMENT && !inv);
     o.verify = true;
     CHECK(nri_inversion_max_evaluations(s.sampler, &o) == 32);
     nri_space_destroy(v);

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "check.h"
+#include "solve.h"
 #include "toy.h"
 
 /* Mixing depends on scalar products only, so that a diagonal H is as good as any symmetric one. */
@@ -25,6 +26,7 @@ typedef struct {
     int nfe[BATCH], evaluations;
     nri_reason reason[BATCH];
     double residual[BATCH], scale[BATCH];
+    int restarts[BATCH], rejected[BATCH], failed[BATCH];
 } outcome;
 
 static const settings usual = {NRI_ANDERSON, 5, MOST_NFE, 1e-6, 0};
@@ -83,16 +85,31 @@ make_space(const map *maps, int B, int slots)
     return v;
 }
 
+/* A solve with rings of `depth` behind RINGS. */
+static nri_solve
+make_solve(nri_space *v, settings o, outcome *out)
+{
+    nri_solve s = {.v = v,
+                   .solver = o.solver,
+                   .depth = o.depth,
+                   .max_nfe = o.max_nfe,
+                   .tol = o.tol,
+                   .atol = o.atol,
+                   .slot = {RINGS, RINGS + o.depth + 1, BEST_F, BEST_R, SPARE, ORIGIN, -1},
+                   .tally = {out->restarts, out->rejected, out->failed}};
+    CHECK(nri_solve_create(&s) == NRI_OK);
+    CHECK(!nri_solve_differentiates(&s) && nri_solve_mean(&s) == -1);
+    return s;
+}
+
 static outcome
 solve_with(const map *maps, int B, settings o, bool type_one)
 {
     outcome out = {.evaluations = 0};
     float z[BATCH * DIM];
     int64_t shape[2];
-    nri_solve s;
     nri_space *v = make_space(maps, B, RINGS + 2 * (o.depth + 1));
-    nri_solve_slots slots = {RINGS, RINGS + o.depth + 1, BEST_F, BEST_R, SPARE, ORIGIN, -1};
-    CHECK(nri_solve_create(&s, v, o.solver, o.depth, o.max_nfe, o.tol, o.atol, slots) == NRI_OK);
+    nri_solve s = make_solve(v, o, &out);
     s.type_one = type_one;
     CHECK(v->ops->dots(v, ORIGIN, (nri_rows){ORIGIN, 1, 1}, s.scale) == NRI_OK);
     for (int b = 0; b < B; b++) {
@@ -101,7 +118,8 @@ solve_with(const map *maps, int B, settings o, bool type_one)
     nri_solve_begin(&s, NULL);
     for (; nri_solve_running(&s) && out.evaluations <= o.max_nfe; out.evaluations++) {
         evaluate(&s, maps, out.evaluations);
-        CHECK(nri_solve_advance(&s, ITERATE) == NRI_OK);
+        CHECK(nri_solve_feed(&s, ITERATE) == NRI_OK);
+        CHECK((s.asks == NRI_NOTHING) == !nri_solve_running(&s) && s.asks != NRI_GRADIENT);
         CHECK(v->ops->copy(v, RESULT, ITERATE, s.finished) == NRI_OK);
     }
     CHECK(!nri_solve_running(&s));
@@ -253,7 +271,15 @@ check_type_one(void)
         out = solve_with(&m, 1, (settings){NRI_ANDERSON, 5, 2, 0, 0}, true);
         other = solve(&m, 1, (settings){NRI_ANDERSON, 5, 2, 0, 0});
         CHECK(memcmp(out.z[0], other.z[0], sizeof(out.z[0])) == 0);
+        CHECK(out.rejected[0] == 1 && other.rejected[0] == 0); /* type I only */
     }
+    m = make_map(1, (double[]){1}, 6); /* r does not change: no differences to mix */
+    for (int d = 0; d < DIM; d++) {
+        m.c[d] = m.start[d] = 1;
+    }
+    out = solve(&m, 1, (settings){NRI_ANDERSON, 5, 4, 0, 0});
+    CHECK(out.rejected[0] == 3 && out.restarts[0] == 0);
+    CHECK(solve(&m, 1, (settings){NRI_FIXED_POINT, 0, 4, 0, 0}).rejected[0] == 0);
 }
 
 static void
@@ -306,7 +332,7 @@ check_diverged(void)
     for (int solver = NRI_ANDERSON; solver <= NRI_FIXED_POINT; solver++) {
         outcome out = solve(&m, 1, (settings){(nri_solver)solver, 2, MOST_NFE, 1e-6, 0});
         CHECK(out.reason[0] == NRI_DIVERGED);
-        CHECK(out.nfe[0] == 4);
+        CHECK(out.nfe[0] == 4 && out.restarts[0] == 2 && out.failed[0] == 0);
         for (int d = 0; d < DIM; d++) {
             CHECK_NEAR((double)out.z[0][d], -20 * m.start[d] + m.c[d], 1e-4);
         }
@@ -326,7 +352,7 @@ check_restarts(void)
         double h = cases[i].h;
         map m = make_map(1, &h, 8);
         outcome out = solve(&m, 1, (settings){NRI_FIXED_POINT, 0, cases[i].nfe, 0, 0});
-        CHECK(out.reason[0] == NRI_MAX_NFE);
+        CHECK(out.reason[0] == NRI_MAX_NFE && out.restarts[0] == i + 1 && out.rejected[0] == 0);
         for (int d = 0; d < DIM; d++) {
             double z = m.start[d], f = h * z + m.c[d];
             CHECK_NEAR((double)out.z[0][d], h * (z + cases[i].step * (f - z)) + m.c[d], 1e-4);
@@ -353,7 +379,7 @@ check_not_finite(void)
     for (int at = 0; at < 8; at++) {
         m.bad = (uint64_t)1 << at;
         outcome out = solve(&m, 1, usual);
-        CHECK(out.reason[0] == NRI_TOL);
+        CHECK(out.reason[0] == NRI_TOL && out.failed[0] == 1 && out.restarts[0] == 1);
         CHECK_NEAR(distance(&m, out.z[0]), 0, 1e-5);
         settings last = usual;
         last.max_nfe = at + 1;
@@ -365,7 +391,7 @@ check_not_finite(void)
         m.bad = ~(uint64_t)0 << at;
         outcome out = solve(&m, 1, usual);
         CHECK(out.reason[0] == NRI_NON_FINITE);
-        CHECK(out.nfe[0] == at + 2);
+        CHECK(out.nfe[0] == at + 2 && out.failed[0] == 2 && out.restarts[0] == 1);
         CHECK(finite(DIM, out.z[0]));
         CHECK(isnan(out.residual[0]) == (at == 0));
         for (int d = 0; at == 0 && d < DIM; d++) {
@@ -414,7 +440,8 @@ check_batch(void)
             outcome one = solve(maps + b, 1, o);
             CHECK(memcmp(all.z[b], one.z[0], sizeof(one.z[0])) == 0);
             CHECK(all.nfe[b] == one.nfe[0] && all.reason[b] == one.reason[0]);
-            CHECK(all.residual[b] == one.residual[0]);
+            CHECK(all.residual[b] == one.residual[0] && all.restarts[b] == one.restarts[0]);
+            CHECK(all.rejected[b] == one.rejected[0] && all.failed[b] == one.failed[0]);
         }
         CHECK(all.nfe[5] < 12);
         CHECK(all.reason[5] == NRI_TOL);
@@ -426,17 +453,16 @@ check_skip(void)
 {
     check_label = "skip";
     map maps[2] = {make_step(0.3, 16), make_step(0.3, 17)};
-    nri_solve s;
+    outcome out = {.evaluations = 0};
     nri_space *v = make_space(maps, 2, RINGS + 2);
-    CHECK(nri_solve_create(&s, v, NRI_FIXED_POINT, 0, 2, 0, 0,
-                           (nri_solve_slots){RINGS, RINGS + 1, BEST_F, BEST_R, SPARE, ORIGIN, -1})
-          == NRI_OK);
+    nri_solve s = make_solve(v, (settings){NRI_FIXED_POINT, 0, 2, 0, 0}, &out);
     nri_solve_begin(&s, (bool[]){true, false});
     for (int i = 0; i < 2; i++) {
         CHECK(nri_solve_running(&s));
         evaluate(&s, maps, i);
-        CHECK(nri_solve_advance(&s, ITERATE) == NRI_OK);
+        CHECK(nri_solve_feed(&s, ITERATE) == NRI_OK);
         CHECK(!s.finished[0] && s.finished[1] == (i == 1));
+        CHECK(!nri_solve_active(&s, 0) && nri_solve_active(&s, 1) == (i == 0));
     }
     CHECK(!nri_solve_running(&s));
     CHECK(s.nfe[0] == 0 && s.nfe[1] == 2);
@@ -452,6 +478,19 @@ check_texts(void)
     check_label = "texts";
     CHECK(strcmp(nri_reason_name(NRI_MAX_NFE), "max_nfe") == 0);
     CHECK(strcmp(nri_status_text(NRI_NO_MEMORY), "out of memory") == 0);
+    static const struct {
+        const char *const *names;
+        int count;
+    } lists[] = {{nri_solver_names, NRI_SOLVERS}, {nri_order_names, NRI_ORDERS},     {nri_noise_names, NRI_NOISES},
+                 {nri_path_names, NRI_PATHS},     {nri_spacing_names, NRI_SPACINGS}, {nri_reason_names, NRI_REASONS}};
+    for (size_t i = 0; i < sizeof(lists) / sizeof(*lists); i++) {
+        for (int k = 0; k < lists[i].count; k++) {
+            CHECK(lists[i].names[k] && lists[i].names[k][0]);
+        }
+        CHECK(!lists[i].names[lists[i].count]);
+    }
+    CHECK(strcmp(nri_solver_names[NRI_NEWTON], "newton") == 0 && strcmp(nri_order_names[NRI_PASSES], "passes") == 0);
+    CHECK(strcmp(nri_noise_names[NRI_ABSORB], "absorb") == 0 && strcmp(nri_path_names[NRI_LERP], "lerp") == 0);
     for (int i = NRI_RUNNING; i <= NRI_NON_FINITE; i++) {
         CHECK(nri_reason_text((nri_reason)i)[0] != 0 && strcmp(nri_reason_name((nri_reason)i), "unknown") != 0);
     }

@@ -306,6 +306,9 @@ collect(const nri_inversion *inv, nri_space *v, int E, int K, toy_outcome *out)
             out->step_nfe[j][b] = result.step_nfe[j * v->batch + b];
         }
         out->nfe[b] = result.nfe[b];
+        out->restarts[b] = result.restarts[b];
+        out->rejected[b] = result.rejected[b];
+        out->failed[b] = result.failed[b];
         out->reason[b] = result.reason[b];
         out->error[b] = result.error[b];
     }
@@ -336,8 +339,8 @@ drive(nri_inversion *inv, nri_space *v, const toy_form *f, const toy_network *ne
     }
 }
 
-static nri_status
-create_sampler(const toy_form *f, nri_sampler **sampler)
+nri_status
+toy_sampler(const toy_form *f, nri_sampler **sampler)
 {
     int step;
     return nri_sampler_create(f->E, f->K, f->timesteps, f->steps, f->inputs, f->leveled ? f->levels : NULL, sampler, &step);
@@ -350,17 +353,17 @@ toy_invert(const toy_form *f, const toy_network *net, const nri_options *o, cons
     nri_sampler *sampler = NULL;
     nri_space *v = NULL;
     nri_inversion *inv = NULL;
+    nri_problem problem;
     int64_t shape[2];
-    int step;
     nri_tensor like = toy_tensor(NULL, NRI_FLOAT32, shape, p->B, p->D);
     memset(out, 0, sizeof(*out));
-    nri_status status = create_sampler(f, &sampler);
+    nri_status status = toy_sampler(f, &sampler);
     if (status == NRI_OK) {
         out->limit = nri_inversion_max_evaluations(sampler, o);
         status = nri_space_create_host(&like, nri_inversion_slots(sampler, o), &v);
     }
     if (status == NRI_OK) {
-        status = nri_inversion_create(sampler, o, v, &inv, &step);
+        status = nri_inversion_create(sampler, o, v, &inv, &problem);
     }
     if (status == NRI_OK) {
         status = drive(inv, v, f, net, p, fault, out);
@@ -375,12 +378,11 @@ nri_status
 toy_open(const toy_form *f, const nri_options *o, int64_t B, int64_t D, toy_session *s)
 {
     int64_t shape[2];
-    int step;
     nri_tensor like = toy_tensor(NULL, NRI_FLOAT32, shape, B, D);
-    *s = (toy_session){NULL, NULL, NULL};
-    NRI_TRY(create_sampler(f, &s->sampler));
+    *s = (toy_session){.sampler = NULL};
+    NRI_TRY(toy_sampler(f, &s->sampler));
     NRI_TRY(nri_space_create_host(&like, nri_inversion_slots(s->sampler, o), &s->v));
-    return nri_inversion_create(s->sampler, o, s->v, &s->inv, &step);
+    return nri_inversion_create(s->sampler, o, s->v, &s->inv, &s->problem);
 }
 
 void

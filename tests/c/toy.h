@@ -75,7 +75,7 @@ typedef struct {
 typedef struct {
     float latents[TOY_B][TOY_D], trajectory[TOY_E + 1][TOY_B][TOY_D], noises[TOY_K][TOY_B][TOY_D];
     double residual[TOY_E][TOY_B], error[TOY_B];
-    int step_nfe[TOY_E][TOY_B], nfe[TOY_B], evaluations;
+    int step_nfe[TOY_E][TOY_B], nfe[TOY_B], restarts[TOY_B], rejected[TOY_B], failed[TOY_B], evaluations;
     int64_t limit; /* nri_inversion_max_evaluations */
     nri_reason reason[TOY_B];
 } toy_outcome;
@@ -92,8 +92,10 @@ typedef struct {
     nri_sampler *sampler;
     nri_space *v;
     nri_inversion *inv;
+    nri_problem problem; /* of toy_open */
 } toy_session;
 
+nri_status toy_sampler(const toy_form *f, nri_sampler **sampler);
 nri_status toy_open(const toy_form *f, const nri_options *o, int64_t B, int64_t D, toy_session *s);
 void toy_shut(toy_session *s);
 nri_status toy_put(toy_session *s, int slot, double *x); /* x [B, D] */

@@ -1,0 +1,74 @@
+/* Exceptions of nrinv._C, and the names that it reads. */
+#include "python.h"
+
+#include <string.h>
+
+PyObject *
+raise_status(nri_status status)
+{
+    if (status == NRI_NO_MEMORY) {
+        return PyErr_NoMemory();
+    }
+    if (status == NRI_BACKEND) {
+        return PyErr_Format(PyExc_RuntimeError, "torch: %s", nri_backend_error());
+    }
+    PyErr_SetString(status == NRI_BAD_ORDER ? PyExc_RuntimeError : PyExc_ValueError, nri_status_text(status));
+    return NULL;
+}
+
+int
+check_status(nri_status status)
+{
+    if (status != NRI_OK) {
+        raise_status(status);
+    }
+    return status == NRI_OK ? 0 : -1;
+}
+
+int
+check_problem(nri_status status, const nri_problem *problem)
+{
+    if (status == NRI_OK || !*problem->text) {
+        return check_status(status);
+    }
+    PyErr_SetString(PyExc_ValueError, problem->text);
+    return -1;
+}
+
+PyObject *
+name_tuple(const char *const *names)
+{
+    Py_ssize_t n = 0;
+    while (names[n]) {
+        n++;
+    }
+    PyObject *out = PyTuple_New(n);
+    for (Py_ssize_t i = 0; out && i < n; i++) {
+        PyObject *name = PyUnicode_FromString(names[i]);
+        if (!name || PyTuple_SetItem(out, i, name)) {
+            Py_CLEAR(out);
+        }
+    }
+    return out;
+}
+
+int
+read_name(const char *argument, const char *given, const char *const *names)
+{
+    for (int i = 0; names[i]; i++) {
+        if (!strcmp(given, names[i])) {
+            return i;
+        }
+    }
+    PyObject *comma = PyUnicode_FromString(", "), *tuple = name_tuple(names), *list = NULL;
+    if (comma && tuple) {
+        list = PyUnicode_Join(comma, tuple);
+    }
+    if (list) {
+        PyErr_Format(PyExc_ValueError, "%s must be one of %U, got '%s'", argument, list, given);
+    }
+    Py_XDECREF(comma);
+    Py_XDECREF(tuple);
+    Py_XDECREF(list);
+    return -1;
+}

@@ -1,0 +1,97 @@
+/* What all phases of an inversion do with its slots and logs. */
+#include <math.h>
+
+#include "inversion.h"
+
+nri_status
+nri_combine_all(nri_inversion *inv, int dst, nri_rows rows, const double *coef)
+{
+    return nri_combine_same(inv->v, inv->coef, dst, rows, coef);
+}
+
+/* The rows of resting samples may hold anything, and 0 * NaN would spread it. */
+nri_status
+nri_load_answer(nri_inversion *inv, int dst, const nri_tensor *answer)
+{
+    NRI_TRY(inv->v->ops->load(inv->v, dst, answer));
+    for (int64_t b = 0; b < inv->v->batch; b++) {
+        inv->nfe[b] += inv->active[b];
+    }
+    inv->evaluations++;
+    return inv->v->ops->copy(inv->v, dst, Z0, inv->resting);
+}
+
+nri_status
+nri_keep_best(nri_inversion *inv, const bool *which)
+{
+    NRI_TRY(inv->v->ops->copy(inv->v, BEST, STATE, which));
+    for (int j = 0; inv->best_trajectory >= 0 && j <= inv->sampler->evaluations; j++) {
+        NRI_TRY(inv->v->ops->copy(inv->v, inv->best_trajectory + j, inv->trajectory + j, which));
+    }
+    return NRI_OK;
+}
+
+nri_status
+nri_keep_state(nri_inversion *inv, int j, int state)
+{
+    return inv->trajectory >= 0 ? inv->v->ops->copy(inv->v, inv->trajectory + j, state, NULL) : NRI_OK;
+}
+
+nri_status
+nri_begin_step(nri_inversion *inv)
+{
+    int E = inv->sampler->evaluations;
+    inv->have_prev = inv->j < E - 1;
+    if (inv->have_prev) {
+        return NRI_OK;
+    }
+    NRI_TRY(inv->v->ops->copy(inv->v, STATE, Y, NULL));
+    return nri_keep_state(inv, E, Y);
+}
+
+nri_status
+nri_begin_equation(nri_inversion *inv)
+{
+    NRI_TRY(nri_norms(inv->v, Z, inv->step.scale));
+    inv->step.max_nfe = inv->allowance[inv->j];
+    nri_solve_begin(&inv->step, inv->idle);
+    return NRI_OK;
+}
+
+/* The worse of two ends of a sample. */
+static nri_reason
+worse(nri_reason a, nri_reason b)
+{
+    return a > b ? a : b;
+}
+
+static void
+log_step(nri_inversion *inv, int64_t b)
+{
+    const nri_solve *s = &inv->step;
+    int64_t at = inv->j * inv->v->batch + b;
+    inv->residual[at] = s->scale[b] > 0 ? s->residual[b] / s->scale[b] : s->residual[b];
+    inv->step_nfe[at] = s->nfe[b];
+    inv->reason[b] = worse(inv->j == inv->sampler->evaluations - 1 ? NRI_RUNNING : inv->reason[b], s->reason[b]);
+}
+
+nri_status
+nri_settle(nri_inversion *inv)
+{
+    for (int64_t b = 0; b < inv->v->batch; b++) {
+        if (inv->step.finished[b]) {
+            log_step(inv, b);
+        }
+    }
+    NRI_TRY(inv->v->ops->copy(inv->v, STATE, Z, inv->step.finished));
+    return inv->v->ops->copy(inv->v, M_PREV, M, inv->step.finished);
+}
+
+nri_status
+nri_end_step(nri_inversion *inv)
+{
+    for (int64_t b = 0; b < inv->v->batch; b++) {
+        inv->idle[b] |= inv->step.reason[b] == NRI_NON_FINITE;
+    }
+    return nri_keep_state(inv, inv->j, STATE);
+}
