@@ -153,4 +153,4 @@ class Recorder(ReplayScheduler):
 
 def norms(x):
     """The norms [B] of x [B, ...], float64."""
-    return x.flatten(1).norm(dim=1).double().cpu().numpy()
+    return x.detach().flatten(1).norm(dim=1).double().cpu().numpy()
