@@ -18,16 +18,15 @@ Peers start from the state, as their papers do.  If a method's answer is not fin
     python benchmarks/pipelines.py --model DIR_OR_ID --images FOLDER --steps 20 --guidance 3 --out mine.json
 """
 
-import argparse
 import json
 import logging
 import os
-import platform
 import sys
 import time
 import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -39,17 +38,17 @@ import matplotlib
 matplotlib.use("Agg")
 import numpy as np
 import torch
+from common import grouped, own_model, parsed, parser, write
+from diffusers.image_processor import VaeImageProcessor
 from matplotlib import pyplot
 from peers import METHODS, PeerInversion
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
-from skimage.metrics import structural_similarity
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 import nrinv
-from nrinv.latents import psnr
 
-RESULTS = Path(__file__).parent / "results"
 SUFFIXES = (".png", ".jpg", ".jpeg")
 FEW_STEPS = 8
 # Images of each split: in few steps, and in many, where more would take most of the time.
@@ -230,9 +229,14 @@ class Work:
         return nrinv.generate(self.pipe, inv, prompt, output_type="pt").images.float().cpu()
 
 
-def ssim(a, b):
+def of_pairs(metric, a, b, **options):
+    """A metric of skimage for each pair of images [B, 3, H, W] in 0..1."""
     pairs = zip(a.numpy(), b.numpy(), strict=True)
-    return np.array([structural_similarity(x, y, channel_axis=0, data_range=1) for x, y in pairs])
+    return np.array([metric(x, y, data_range=1, **options) for x, y in pairs])
+
+
+psnr = partial(of_pairs, peak_signal_noise_ratio)
+ssim = partial(of_pairs, structural_similarity, channel_axis=0)
 
 
 def step_noise(work, inv):
@@ -249,9 +253,9 @@ def figures(work, method):
     stats = inv.stats
     found = {
         "nfe": np.asarray(inv.nfe),
-        "psnr_vae": np.array(psnr(drawn, work.round_trip)),
-        "psnr_image": np.array(psnr(drawn, work.pixels)),
-        "ceiling": np.array(psnr(work.round_trip, work.pixels)),
+        "psnr_vae": psnr(drawn, work.round_trip),
+        "psnr_image": psnr(drawn, work.pixels),
+        "ceiling": psnr(work.round_trip, work.pixels),
         "ssim_vae": ssim(drawn, work.round_trip),
         "ssim_image": ssim(drawn, work.pixels),
         "norm": stats["norm"][0],
@@ -310,8 +314,8 @@ def spread(records, count):
 
 
 def to_pixels(images):
-    arrays = np.stack([np.asarray(image) for image in images]).astype(np.float32) / 255
-    return torch.from_numpy(arrays).permute(0, 3, 1, 2).contiguous()
+    """PIL images as a tensor [N, 3, H, W] in 0..1."""
+    return VaeImageProcessor.numpy_to_pt(VaeImageProcessor.pil_to_numpy(images)).contiguous()
 
 
 def load_pipeline(model):
@@ -357,8 +361,7 @@ COLUMNS = {
 
 def show(rows):
     """A table for each split of a case."""
-    for split in dict.fromkeys(row["split"] for row in rows):
-        own = [row for row in rows if row["split"] == split]
+    for split, own in grouped(rows, "split").items():
         columns = [name for name in COLUMNS if name in own[0]]
         title = f"{own[0]['case']}, {own[0]['images']} x {split}, VAE ceiling {own[0]['ceiling']:.2f} dB"
         table = Table("method", *(name.replace("_", " ").replace("autocorrelation", "autocorr.") for name in columns))
@@ -372,9 +375,9 @@ def show(rows):
 def violations(rows):
     """(case, split, budget, method's row, nrinv's) where a published method is ahead with noise no less natural."""
     rows = [row for row in rows if row["case"] in CHECKED and not row.get("pareto") and row["psnr_vae"] is not None]
-    for case, split in dict.fromkeys((row["case"], row["split"]) for row in rows):
+    for (case, split), members in grouped(rows, lambda row: (row["case"], row["split"])).items():
         for budget in BUDGETS:
-            own = [r for r in rows if (r["case"], r["split"]) == (case, split) and r["nfe"] <= budget + 0.01]
+            own = [r for r in members if r["nfe"] <= budget + 0.01]
             reference = max((r for r in own if r["family"] == "nrinv"), key=lambda r: r["nfe"], default=None)
             for row in own:
                 if reference is None or row["family"].startswith("nrinv") or row["psnr_vae"] <= reference["psnr_vae"]:
@@ -471,59 +474,21 @@ def edits(work, path, count=6):
     inv, naive = (work.invert(method, count)[0] for method in (Method("nrinv", {}), NAIVE["naive"]))
     edit, naive_edit = work.draw(inv, prompts), work.draw(naive, prompts)
     columns = {"source": source, "reconstruction": work.draw(inv), "edit": edit, "naive's edit": naive_edit}
-    figure, axes = pyplot.subplots(
-        len(source), len(columns), figsize=(1.5 * len(columns), 1.5 * len(source) + 0.3), squeeze=False
-    )
-    for j, (title, images) in enumerate(columns.items()):
-        axes[0, j].set_title(title, fontsize=8)
-        for axis, image in zip(axes[:, j], images, strict=True):
-            axis.imshow(image.clamp(0, 1).permute(1, 2, 0).numpy(), interpolation="nearest")
-            axis.axis("off")
-    for axis, prompt in zip(axes[:, 2], prompts, strict=True):
-        axis.text(0.5, -0.02, prompt, fontsize=5, ha="center", va="top", transform=axis.transAxes)
-    figure.tight_layout()
-    figure.savefig(path, dpi=90)
+    pictures = [image for row in zip(*columns.values(), strict=True) for image in row]
+    titles = [*columns, *[""] * (len(pictures) - len(columns))]
+    for i, prompt in enumerate(prompts):
+        titles[4 * i + 2] = prompt.replace(", ", ",\n")
+    nrinv.sheet(pictures, titles, columns=4, size=1.5).save(path)
     kept = {"ssim_edit": mean(ssim(edit, source)), "ssim_edit_naive": mean(ssim(naive_edit, source))}
     return {"case": work.case.name, "split": str(work.splits[0]), "images": len(source), "edit": True, **kept}
 
 
-def cpu():
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def machine():
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "diffusers": diffusers.__version__}
-    return {**versions, "cpu": cpu(), "threads": torch.get_num_threads()}
-
-
-def write(rows, path):
-    # A line for each row: indented, it would take several times the space.
-    head = {"command": " ".join([f"python benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]), "machine": machine()}
-    lines = ",\n".join(json.dumps(row, allow_nan=False) for row in rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f'{json.dumps(head)[:-1]}, "rows": [\n{lines}\n]}}\n')
-
-
 def parse():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="few images, few methods")
-    parser.add_argument("--case", default="", help="only the cases with this in their names")
-    parser.add_argument("--check", action="store_true", help="exit with 1 if a published method is ahead on 4 Euler steps")
-    parser.add_argument("--out", type=Path, default=RESULTS / "pipelines.json", help="the plots go beside it")
-    parser.add_argument("--model", help="a diffusers pipeline and its own scheduler: a folder or an id, turbo, base")
-    parser.add_argument("--images", type=Path, help="its images; captions in captions.json {file: caption} or file names")
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--guidance", type=float, default=1.0)
-    parser.add_argument("--size", type=int, help="pixels the images are resized to; default the shortest side of all")
-    arguments = parser.parse_args()
-    if bool(arguments.model) != bool(arguments.images):
-        parser.error("--model and --images go together")
-    return arguments
+    command = parser(__doc__, "pipelines")
+    command.add_argument("--case", default="", help="only the cases with this in their names")
+    command.add_argument("--check", action="store_true", help="exit with 1 if a published method is ahead on 4 Euler steps")
+    own_model(command, "and its own scheduler", 20)
+    return parsed(command)
 
 
 def works(arguments):
