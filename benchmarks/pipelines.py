@@ -54,7 +54,6 @@ FEW_STEPS = 8
 # Images of each split: in few steps, and in many, where more would take most of the time.
 MANY = {"heldout_pair": 16, "heldout_concept": 8}
 FEW_IMAGES = {"heldout_pair": 8, "heldout_concept": 4}
-PRIORS = (0.0, 0.03, 0.1, 0.3, 1.0)
 BUDGETS = (8, 12, 20)
 CHECKED = ("turbo Euler 4", "base Euler 4")
 STYLES = ("noto style", "flat style")
@@ -69,7 +68,6 @@ class Method:
     family: str
     options: dict
     peer: str | None = None
-    pareto: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,10 +80,6 @@ class Case:
     steps: int
     guidance: float
     config: dict = field(default_factory=dict)
-
-    @property
-    def pareto(self):
-        return self.name in CHECKED
 
 
 TRAILING = {"timestep_spacing": "trailing"}
@@ -158,16 +152,7 @@ MORE = {
     **ours("nrinv anderson", 2, 3, solver="anderson"),
     **ours("nrinv, no predictor", 3, predictor=False),
 }
-MULTISTEP = {**NAIVE, **DEFAULT, "nrinv, refine 1": Method("nrinv", {"refine": 1})}
-PARETO = {
-    f"nrinv x4, {'' if predictor else 'no predictor, '}prior {prior:g}": Method(
-        "nrinv" if predictor else "nrinv, no predictor",
-        {"max_nfe": 4, "prior": prior, "predictor": predictor},
-        pareto=True,
-    )
-    for predictor in (True, False)
-    for prior in PRIORS
-}
+MULTISTEP = {**NAIVE, **DEFAULT, "nrinv, 1 round": Method("nrinv", {"refine": 1})}
 
 
 def methods_of(case, sampler, quick):
@@ -177,7 +162,7 @@ def methods_of(case, sampler, quick):
     elif not sampler.first_order:
         methods = MULTISTEP
     elif case.steps <= FEW_STEPS:
-        methods = {**FEW, **(PARETO if case.pareto else {})}
+        methods = FEW
     else:
         methods = LONG if case.steps > 20 else {**LONG, **MORE}
     return {name: method for name, method in methods.items() if not quick or name in QUICK}
@@ -284,7 +269,6 @@ def rows_of(work, name, method):
             "images": int((work.splits == split).sum()),
             "method": name,
             "family": method.family,
-            **({"pareto": True} if method.pareto else {}),
             **{key: mean(values) for key, values in own.items()},
             "psnr_vae_worst": round(float(own["psnr_vae"].min()), 4) if np.isfinite(own["psnr_vae"]).all() else None,
             "diverged": int((~np.isfinite(own["psnr_vae"])).sum()),
@@ -374,7 +358,7 @@ def show(rows):
 
 def violations(rows):
     """(case, split, budget, method's row, nrinv's) where a published method is ahead with noise no less natural."""
-    rows = [row for row in rows if row["case"] in CHECKED and not row.get("pareto") and row["psnr_vae"] is not None]
+    rows = [row for row in rows if row["case"] in CHECKED and row["psnr_vae"] is not None]
     for (case, split), members in grouped(rows, lambda row: (row["case"], row["split"])).items():
         for budget in BUDGETS:
             own = [r for r in members if r["nfe"] <= budget + 0.01]
@@ -396,7 +380,7 @@ def show_violations(found):
 
 def plot_few_step(rows, path):
     """PSNR against NFE: a panel for each few-step case, a line for each method."""
-    rows = [r for r in rows if not r.get("pareto") and r["num_inference_steps"] <= FEW_STEPS and r["psnr_vae"] is not None]
+    rows = [r for r in rows if r["num_inference_steps"] <= FEW_STEPS and r["psnr_vae"] is not None]
     cases = list(dict.fromkeys(row["case"] for row in rows))
     if not cases:
         return
@@ -425,41 +409,6 @@ def plot_few_step(rows, path):
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="lower center", ncol=7, fontsize=7)
     figure.tight_layout(rect=(0, 0.13, 1, 1))
     figure.savefig(path, dpi=80)
-
-
-def plot_pareto(rows, path):
-    """Reconstruction against naturalness as the prior's weight grows, with the other methods for comparison."""
-    cases = list(dict.fromkeys(row["case"] for row in rows if row.get("pareto")))
-    if not cases:
-        return
-    figure, axes = pyplot.subplots(2, len(cases), figsize=(4.6 * len(cases), 7), squeeze=False)
-    for column, case in zip(axes.T, cases, strict=True):
-        own = [row for row in rows if row["case"] == case and row["psnr_vae"] is not None]
-        own = [row for row in own if row["split"] == own[0]["split"]]
-        for axis, off in zip(column, (lambda r: r["kurtosis_z"], lambda r: abs(r["norm"] - 1)), strict=True):
-            draw_pareto(axis, own, off)
-        column[0].set_title(f"{case}, {own[0]['split']}", fontsize=8)
-    for axis, label in zip(axes[:, 0], ("|z-score| of the excess kurtosis", "|norm - 1|"), strict=True):
-        axis.set_ylabel(label, fontsize=8)
-    axes[0, 0].legend(fontsize=7)
-    figure.tight_layout()
-    figure.savefig(path, dpi=80)
-
-
-def draw_pareto(axis, rows, off):
-    for family, color in (("nrinv", "C0"), ("nrinv, no predictor", "C1")):
-        points = [row for row in rows if row.get("pareto") and row["family"] == family]
-        axis.plot(
-            [r["psnr_vae"] for r in points], [off(r) for r in points], "o-", color=color, label=f"{family}, x4, priors"
-        )
-        for row in points:
-            axis.annotate(row["method"].split()[-1], (row["psnr_vae"], off(row)), fontsize=6)
-    others = [row for row in rows if not row["family"].startswith("nrinv")]
-    axis.plot([r["psnr_vae"] for r in others], [off(r) for r in others], "kx", ms=4, label="published methods, all budgets")
-    for row in others:
-        axis.annotate(row["method"], (row["psnr_vae"], off(row)), fontsize=5, color="0.4")
-    axis.set_yscale("log")
-    axis.set_xlabel("PSNR against the VAE's round trip, dB", fontsize=8)
 
 
 def other_style(caption):
@@ -518,7 +467,6 @@ def main():
         print(f"{time.perf_counter() - start:.0f} s", flush=True)
     write(rows + edited, arguments.out)
     plot_few_step(rows, folder / "few_step.png")
-    plot_pareto(rows, folder / "pareto.png")
     if not arguments.check:
         return 0
     ahead = list(violations(rows))

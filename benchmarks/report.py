@@ -38,7 +38,7 @@ README_CASES = (
     "base DPM++ 20 guidance 3",
 )
 # Rows of ours that README leaves out.
-ABLATIONS = ("nrinv anderson", "nrinv, no predictor", "nrinv, refine", "nrinv x1", "nrinv x5", "nrinv absorb x2")
+ABLATIONS = ("nrinv anderson", "nrinv, no predictor", "nrinv, 1 round", "nrinv x1", "nrinv x5", "nrinv absorb x2")
 README_FIGURES = ("NFE", "PSNR to round trip", "worst", "PSNR to image", "norm", "step noise", "kurtosis z")
 
 PIPELINES = """## Whole inversions (`python benchmarks/pipelines.py`)
@@ -49,12 +49,6 @@ where that round trip itself has the PSNR called ceiling. NFE: network evaluatio
 included. Norm: |z_T| / sqrt(D), 1 for natural noise; step noise: the same of the noises a stochastic sampler draws;
 kurtosis z: standard errors from natural. Time: seconds per image over those of naive inversion in the same run. `-`:
 diverged, or does not apply. `x3`: three evaluations a step. `nrinv` is `solver="auto"`.
-"""
-STUDY = """
-### The prior as parameter
-
-Ours at four evaluations a step; no predictor: started from the states themselves instead of the free and the natural
-guess.
 """
 SOLVER = """
 ## One implicit step (`python benchmarks/solver.py`)
@@ -180,8 +174,8 @@ def cell(row, column):
 
 
 def cases(report):
-    """{case: rows of its methods}, the parameter study and the edits left out."""
-    return grouped([row for row in report["rows"] if "edit" not in row and "pareto" not in row], "case")
+    """{case: rows of its methods}, the edits left out."""
+    return grouped([row for row in report["rows"] if "edit" not in row], "case")
 
 
 def pipelines_page(report):
@@ -198,30 +192,20 @@ def pipelines_page(report):
             f"\n![{caption}](../benchmarks/results/{name}.png)\n"
             for name, caption in {
                 "few_step": "Four-step samplers: PSNR against evaluations",
-                "pareto": "Reconstruction against naturalness, with the prior as parameter",
                 "edits": "Edits: source, reconstruction, edit, edit from naive inversion",
             }.items()
         )
-        + study(report)
+        + edits(report)
     )
 
 
-def study(report):
-    rows = [row for row in report["rows"] if "pareto" in row]
-    text = ""
-    if rows:
-        text += STUDY
-        for case, own in grouped(rows, "case").items():
-            columns = ["PSNR to round trip", "norm", "kurtosis z"]
-            lines = [[row["method"], *(cell(row, column) for column in columns)] for row in pooled(own)]
-            text += f"\n{case}\n\n" + table(["", *columns], lines)
-    for row in report["rows"]:
-        if "edit" in row:
-            text += (
-                f"\nEdits to another style ({row['images']} images, the sheet above): SSIM of the edit to its source "
-                f"{row['ssim_edit']:.3f}, from naive inversion {row['ssim_edit_naive']:.3f}.\n"
-            )
-    return text
+def edits(report):
+    return "".join(
+        f"\nEdits to another style ({row['images']} images, the sheet above): SSIM of the edit to its source "
+        f"{row['ssim_edit']:.3f}, from naive inversion {row['ssim_edit_naive']:.3f}.\n"
+        for row in report["rows"]
+        if "edit" in row
+    )
 
 
 def solver_page(report):
