@@ -48,11 +48,11 @@ def target_caption(caption):
 def run(pipe, scorer, images, captions, guidance, options):
     """One row: `images` [N, 3, 64, 64] in 0..1."""
     call = {"num_inference_steps": STEPS, "guidance_scale": guidance}
-    cost = torch.zeros(len(images))
-    z, moved = nrinv.encode(pipe, images), np.zeros(len(images))
+    z, moved, cost = nrinv.encode(pipe, images), np.zeros(len(images)), np.zeros(len(images))
     if options is not None:
         found = nrinv.correct(pipe, images, captions, **options, **call)
-        z, moved, cost = found.latents, found.moved, torch.from_numpy(found.cost)
+        before, z, moved = z, found.latents, found.moved
+        cost = psnr(nrinv.decode(pipe, before), images) - psnr(nrinv.decode(pipe, z), images)
     inv = nrinv.invert(pipe, z, captions, batch_size=8, **call)
     drawn = nrinv.generate(pipe, inv, output_type="pt").images.float()
     to = [target_caption(caption) for caption in captions]

@@ -24,11 +24,9 @@ import os
 import sys
 import time
 import warnings
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from unittest import mock
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -41,7 +39,7 @@ import torch
 from common import grouped, own_model, parsed, parser, write
 from diffusers.image_processor import VaeImageProcessor
 from matplotlib import pyplot
-from peers import METHODS, PeerInversion
+from peers import METHODS, PeerSolver
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -63,11 +61,10 @@ QUICK = (*QUICK, "nrinv (default)")
 
 @dataclass(frozen=True)
 class Method:
-    """How to call `nrinv.invert`, and the method of peers.py to put in the place of nrinv's own, if it is one."""
+    """How to call `nrinv.invert`; family: the line of a plot that it belongs to."""
 
     family: str
     options: dict
-    peer: str | None = None
 
 
 @dataclass(frozen=True)
@@ -100,18 +97,22 @@ CASES = [
 ]
 
 
+def peer(name, nfe):
+    return {"solver": PeerSolver(METHODS[name], nfe)}
+
+
 def peers(name, *budgets):
-    return {f"{name} x{n}": Method(name, {"max_nfe": n}, name) for n in budgets}
+    return {f"{name} x{n}": Method(name, peer(name, n)) for n in budgets}
 
 
 def ours(label, *budgets, **options):
     return {f"{label} x{n}": Method(label, {"max_nfe": n, **options}) for n in budgets}
 
 
-NAIVE = {"naive": Method("naive", {"max_nfe": 1}, "fixed point")}
+NAIVE = {"naive": Method("naive", peer("fixed point", 1))}
 DEFAULT = {"nrinv (default)": Method("nrinv", {})}
 # Two iterations of the paper's method: an evaluation and a gradient each, and the last evaluation.
-NEWTON = {"scalar Newton": Method("scalar Newton", {"solver": "newton", "predictor": False, "max_nfe": 5})}
+NEWTON = {"scalar Newton": Method("scalar Newton", {"solver": nrinv.Solver("newton", predictor=False), "max_nfe": 5})}
 FEW = {
     **NAIVE,
     **peers("fixed point", 2, 3, 5, 10),
@@ -124,7 +125,7 @@ FEW = {
     **NEWTON,
     **ours("nrinv", 2, 3, 4, 5, 8),
     **ours("nrinv anderson", 2, 3, 4, solver="anderson"),
-    **ours("nrinv, no predictor", 4, predictor=False),
+    **ours("nrinv, no predictor", 4, solver=nrinv.Solver(predictor=False)),
 }
 STOCHASTIC = {
     **NAIVE,
@@ -150,9 +151,9 @@ MORE = {
     **peers("Broyden", 2),
     **NEWTON,
     **ours("nrinv anderson", 2, 3, solver="anderson"),
-    **ours("nrinv, no predictor", 3, predictor=False),
+    **ours("nrinv, no predictor", 3, solver=nrinv.Solver(predictor=False)),
 }
-MULTISTEP = {**NAIVE, **DEFAULT, "nrinv, 1 round": Method("nrinv", {"refine": 1})}
+MULTISTEP = {**NAIVE, **DEFAULT, "nrinv, 1 round": Method("nrinv", {"solver": nrinv.Solver(rounds=1)})}
 
 
 def methods_of(case, sampler, quick):
@@ -166,17 +167,6 @@ def methods_of(case, sampler, quick):
     else:
         methods = LONG if case.steps > 20 else {**LONG, **MORE}
     return {name: method for name, method in methods.items() if not quick or name in QUICK}
-
-
-def in_place(method):
-    """A context in which InverseScheduler runs a method of peers.py."""
-    if method.peer is None:
-        return nullcontext()
-
-    def start(scheduler, target, noises, **_):
-        return PeerInversion(scheduler.sampler, target, METHODS[method.peer], method.options["max_nfe"], noises=noises)
-
-    return mock.patch.object(nrinv.InverseScheduler, "_open", start)
 
 
 @dataclass
@@ -201,14 +191,11 @@ class Work:
     def invert(self, method, count=None):
         """The inversion of the first `count` images, and how long it took."""
         options, latents = dict(method.options), self.latents[:count]
-        if method.peer:
-            options["predictor"] = False  # the pipeline is to begin at the state
         if self.sampler.num_noises:
             options["generator"] = torch.Generator().manual_seed(0)
-        with in_place(method):
-            start = time.perf_counter()
-            inv = nrinv.invert(self.pipe, latents, self.captions[:count], **self.arguments, **options)
-            return inv, time.perf_counter() - start
+        start = time.perf_counter()
+        inv = nrinv.invert(self.pipe, latents, self.captions[:count], **self.arguments, **options)
+        return inv, time.perf_counter() - start
 
     def draw(self, inv, prompt=None):
         return nrinv.generate(self.pipe, inv, prompt, output_type="pt").images.float().cpu()

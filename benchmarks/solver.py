@@ -36,7 +36,7 @@ import numpy as np
 import torch
 from common import RESULTS, grouped, own_model, parsed, parser, write
 from matplotlib import pyplot
-from peers import METHODS, Step, fixed_point
+from peers import METHODS, Step, fixed_point, request_at, result_of
 from rich.console import Console
 from rich.table import Table
 from scipy import optimize
@@ -227,6 +227,38 @@ def run_scipy(problem, nfe):
     return torch.stack(answers), nfe
 
 
+class OneEvaluation:
+    """Has `nrinv.invert`, as its `solver`, evaluate the network once: at evaluation j, at what is to be inverted."""
+
+    predictor = False
+
+    def __init__(self, j):
+        self.j, self.outputs = j, []
+
+    def open(self, sampler, target, **given):
+        return _OneEvaluation(request_at(sampler, self.j, torch.as_tensor(target)), len(sampler), self.outputs)
+
+
+class _OneEvaluation:
+    max_evaluations = 1
+
+    def __init__(self, request, steps, outputs):
+        self._request, self._steps, self._outputs = request, steps, outputs
+
+    def next(self):
+        return None if self._outputs else self._request
+
+    def feed(self, model_output, /):
+        self._outputs.append(model_output)
+
+    def result(self):
+        """What has been given, and the one evaluation."""
+        step_nfe = np.zeros(self._steps, np.int64)
+        step_nfe[self._request.index] = 1
+        latents = self._request.sample
+        return result_of(latents, np.full((self._steps, len(latents)), np.nan), step_nfe)
+
+
 class ModelProblem:
     """Step j of a pipeline's sampler as s = z* + b m(z*), z* the noisy images of its level."""
 
@@ -244,28 +276,10 @@ class ModelProblem:
 
     def network(self, z):
         """m(z) as the stock pipeline evaluates it."""
-        from nrinv.host import swapped_scheduler
-        from nrinv.scheduler import Finished, InverseScheduler
-
-        work, seen = self.work, []
-
-        class OneEvaluation(InverseScheduler):
-            def set_timesteps(self, *args, **kwargs):
-                super().set_timesteps(*args, **kwargs)
-                self.timesteps = self._inner.timesteps[j : j + 1]
-                self._index = j
-
-            def step(self, model_output, *args, **kwargs):
-                seen.append(model_output)
-                raise Finished
-
-        j, pipe = self.j, work.pipe
-        with swapped_scheduler(pipe, OneEvaluation(pipe.scheduler)):
-            try:
-                pipe(work.captions, latents=z.to(work.latents), output_type="latent", **work.arguments)
-            except Finished:
-                pipe.maybe_free_model_hooks()
-        return seen[0].float()
+        work, solver = self.work, OneEvaluation(self.j)
+        call = {"order": "reversed", "verify": False, **work.arguments}
+        nrinv.invert(work.pipe, z.to(work.latents), work.captions, solver=solver, **call)
+        return solver.outputs[0].float()
 
     f, log_residual = Problem.f, Problem.log_residual
 

@@ -127,7 +127,7 @@ def test_a_sweep_is_that_of_nrinv(name, config):
     extrapolation = 0.0 if sampler.first_order else 1.0
     for rho in {0.0, extrapolation}:
         for nfe in (1, 3):
-            options = {"solver": "fixed_point", "max_nfe": nfe, "predictor": False, "refine": 0, "tol": 0}
+            options = {"solver": "fixed_point", "max_nfe": nfe, "predictor": False, "rounds": 0, "tol": 0}
             own = run(nrinv.Inversion(sampler, target, noises=noises, extrapolation=rho, **options), network)
             peer = run(PeerInversion(sampler, target, fixed_point, nfe, noises=noises, extrapolation=rho), network)
             scale = own.latents.abs().max()
@@ -143,8 +143,13 @@ def test_the_result_has_the_fields_of_nrinvs():
     inversion = PeerInversion(sampler, target, renoise, 8)
     with pytest.raises(RuntimeError, match="not done"):
         inversion.result()
-    result = run(inversion, network)
-    reference = run(nrinv.Inversion(sampler, target), network)
+    request, result = inversion.next(), run(inversion, network)
+    own = nrinv.Inversion(sampler, target)
+    wanted, reference = own.next(), run(own, network)
+    assert set(request._fields) == set(wanted.__match_args__)
+    assert set(result._fields) == set(reference.__match_args__)
+    for field in ("index", "timestep", "scale", "wants_gradient", "cotangent", "active", "correcting"):
+        assert type(getattr(request, field)) is type(getattr(wanted, field))
     for field in result._fields:
         assert type(getattr(result, field)) is type(getattr(reference, field))
         assert np.shape(getattr(result, field)) == np.shape(getattr(reference, field))
