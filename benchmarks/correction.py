@@ -15,24 +15,19 @@ Half 95 % intervals by bootstrap over images.
     python benchmarks/correction.py            # writes results/correction.json and results/correction.png
 """
 
-import argparse
 import os
 import sys
-from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
-from intervals import bootstrap
+from common import bootstrap, grouped, parser, write
 from matplotlib.figure import Figure
-from pipelines import spread, to_pixels, write
-from skimage.metrics import structural_similarity
+from pipelines import psnr, spread, ssim, to_pixels
 
 import nrinv
-from nrinv.latents import decode, psnr
 
-RESULTS = Path(__file__).parent / "results"
 GUIDANCES, STEPS, COUNT = (1.0, 2.0, 3.0, 6.0), 20, 10
 VARIANTS = {
     "none": None,
@@ -45,10 +40,6 @@ VARIANTS = {
 OTHER = {"noto": "flat", "flat": "noto", "gradient": "noto"}
 
 
-def ssim(a, b):
-    return [structural_similarity(x.numpy(), y.numpy(), channel_axis=0, data_range=1) for x, y in zip(a, b, strict=True)]
-
-
 def target_caption(caption):
     name, style = caption.rsplit(", ", 1)
     return f"{name}, {OTHER[style.split()[0]]} style"
@@ -57,11 +48,11 @@ def target_caption(caption):
 def run(pipe, scorer, images, captions, guidance, options):
     """One row: `images` [N, 3, 64, 64] in 0..1."""
     call = {"num_inference_steps": STEPS, "guidance_scale": guidance}
-    cost = torch.zeros(len(images))
-    z, moved = nrinv.encode(pipe, images), np.zeros(len(images))
+    z, moved, cost = nrinv.encode(pipe, images), np.zeros(len(images)), np.zeros(len(images))
     if options is not None:
         found = nrinv.correct(pipe, images, captions, **options, **call)
-        z, moved, cost = found.latents, found.moved, torch.from_numpy(found.cost)
+        before, z, moved = z, found.latents, found.moved
+        cost = psnr(nrinv.decode(pipe, before), images) - psnr(nrinv.decode(pipe, z), images)
     inv = nrinv.invert(pipe, z, captions, batch_size=8, **call)
     drawn = nrinv.generate(pipe, inv, output_type="pt").images.float()
     to = [target_caption(caption) for caption in captions]
@@ -69,7 +60,7 @@ def run(pipe, scorer, images, captions, guidance, options):
     agreement = (scorer.image_features(edit) * scorer.text_features(to)).sum(1)
     columns = {
         "psnr_image": psnr(drawn, images),
-        "psnr_target": psnr(drawn, decode(pipe, z)),
+        "psnr_target": psnr(drawn, nrinv.decode(pipe, z)),
         "cost": cost.tolist(),
         "moved": moved.tolist(),
         "norm": inv.stats["norm"][0].tolist(),
@@ -118,9 +109,8 @@ def measure(quick):
 
 def plot(rows, path):
     figure = Figure(figsize=(9, 3.6), layout="constrained")
-    for axes, source in zip(figure.subplots(1, 2), dict.fromkeys(row["source"] for row in rows), strict=False):
-        for name in VARIANTS:
-            own = [row for row in rows if row["source"] == source and row["correction"] == name]
+    for axes, (source, of_source) in zip(figure.subplots(1, 2), grouped(rows, "source").items(), strict=False):
+        for name, own in grouped(of_source, "correction").items():
             x = [row["guidance"] for row in own]
             axes.errorbar(
                 x,
@@ -140,10 +130,7 @@ def plot(rows, path):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--out", type=Path, default=RESULTS / "correction.json")
-    arguments = parser.parse_args()
+    arguments = parser(__doc__, "correction").parse_args()
     torch.set_num_threads(1)
     rows = measure(arguments.quick)
     write(rows, arguments.out)

@@ -20,26 +20,24 @@ but noted: `stopped` is the iteration at which it would have ended, 0 if never.
                                                 # any other draws between the 32 pairs, pair by pair
 """
 
-import argparse
 import json
 import math
 import os
 import sys
 import time
 from itertools import pairwise, product
-from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
-from intervals import bootstrap
-from pipelines import to_pixels, write
+from common import bootstrap, parser, write
+from pipelines import to_pixels
+from scipy.linalg import sqrtm
 
 import nrinv
 from nrinv.spectral import octave_norms
 
-RESULTS = Path(__file__).parent / "results"
 POINTS, PARTS, ITERATIONS = 52, 100, 10_000
 SIZES, QUICK_SIZES = (1024, 16384, 262144), (1024,)
 # Norms of the two ends, in those of noise.
@@ -166,8 +164,6 @@ def measured(points):
 
 def frechet(x, y):
     """The Frechet distance of two sets of features [N, F], as Gaussians."""
-    from scipy.linalg import sqrtm
-
     x, y = x.double().numpy(), y.double().numpy()
     cx, cy = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
     root = sqrtm(cx @ cy)
@@ -250,14 +246,10 @@ def save_strips(pipe, pairs, path, shown=3):
 
 def violations(rows):
     """What --check holds."""
-    for row in rows:
-        if row["part"] != "paths" or row["method"] == "geodesic":
-            continue
-        ours = next(
-            r
-            for r in rows
-            if r["part"] == "paths" and (r["size"], r["ends"], r["method"]) == (row["size"], row["ends"], "geodesic")
-        )
+    of_paths = [row for row in rows if row["part"] == "paths"]
+    geodesics = {(row["size"], row["ends"]): row for row in of_paths if row["method"] == "geodesic"}
+    for row in of_paths:
+        ours = geodesics[row["size"], row["ends"]]
         if row["length"] < ours["length"] * (1 - 1e-6):
             yield f"{row['method']}, {row['size']} elements, {row['ends']}: {row['length']:.2f} against {ours['length']:.2f}"
         if row["method"] == "nao adam" and row["seconds"] < 1000 * ours["seconds"]:
@@ -275,12 +267,10 @@ def violations(rows):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--check", action="store_true")
-    parser.add_argument("--part", choices=("images", "paths"))
-    parser.add_argument("--out", type=Path, default=RESULTS / "interpolate.json")
-    arguments = parser.parse_args()
+    command = parser(__doc__, "interpolate")
+    command.add_argument("--check", action="store_true")
+    command.add_argument("--part", choices=("images", "paths"))
+    arguments = command.parse_args()
     torch.set_num_threads(1)
     rows = []
     if arguments.part and arguments.out.exists():

@@ -13,21 +13,19 @@ with tol 0; only evaluations with a full history count.  The references are sing
 Rounds are interleaved and every figure is the smallest of all rounds: compare within one run only.
 """
 
-import argparse
-import json
 import math
 import os
-import platform
 import sys
-from importlib.metadata import version
-from pathlib import Path
 from time import perf_counter_ns
+from timeit import repeat
 
 os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 import numpy as np
 import torch
+from common import parser, write
 from scipy.optimize import NoConvergence, anderson
+from tabulate import tabulate
 from torchdeq.solver.anderson import anderson_solver
 
 import nrinv
@@ -110,12 +108,8 @@ def time_scipy(problem):
 
 
 def clock(function, calls):
-    times = []
-    for _ in range(calls):
-        start = perf_counter_ns()
-        function()
-        times.append(perf_counter_ns() - start)
-    return times
+    """Nanoseconds of each of some calls."""
+    return [1e9 * seconds for seconds in repeat(function, number=1, repeat=calls)]
 
 
 def contenders(shape):
@@ -187,18 +181,14 @@ def missed(records):
 def table(records):
     """The report as text; ratios are feed + next over the reference."""
     head = ("shape", "vectors", "feed+next us", "/ read", "/ dot", "/ add", "/ torchdeq", "/ scipy", "% of UNet")
-    rows = [head]
+    rows = []
     for r in records:
         ratio = r["ratio"]
         cells = [f"{ratio[name]:.2f}" for name in ("read", "dot", "add", "torchdeq", "scipy")]
         unet = f"{100 * ratio['unet']:.2f}" if "unet" in ratio else ""
         rows.append((str(r["shape"]), r["vectors"], f"{r['feed_next_us']:.1f}", *cells, unet))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
-        for row in rows
-    ]
-    return "\n".join(lines)
+    alignment = ["left"] * 2 + ["right"] * (len(head) - 2)
+    return tabulate(rows, head, tablefmt="plain", disable_numparse=True, colalign=alignment)
 
 
 NOTES = {
@@ -211,27 +201,10 @@ NOTES = {
 }
 
 
-def machine():
-    cpu = platform.processor()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
-    packages = ("torch", "numpy", "scipy", "torchdeq", "diffusers")
-    return {
-        "cpu": cpu,
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "versions": {"nrinv": nrinv.__version__} | {name: version(name) for name in packages},
-        "threads": torch.get_num_threads(),
-    }
-
-
 def main():
-    parser = argparse.ArgumentParser(description="What the solver costs beside the network.")
-    parser.add_argument("--quick", action="store_true", help="fewer rounds")
-    parser.add_argument("--check", action="store_true", help="exit with 1 if a target is missed")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "overhead.json", metavar="PATH")
-    args = parser.parse_args()
+    command = parser(__doc__, "overhead")
+    command.add_argument("--check", action="store_true", help="exit with 1 if a target is missed")
+    args = command.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     rounds = 5 if args.quick else 40
@@ -241,10 +214,7 @@ def main():
     print(f"\nOne thread, smallest of {rounds} interleaved rounds; Anderson, depth {DEPTH}, full history.  Ratios to")
     print("\n".join(f"    {name:10}{note}" for name, note in NOTES.items()))
     print("\n".join(f"missed: {miss}" for miss in misses) or "all targets met")
-    result = {"machine": machine(), "command": " ".join(["python benchmarks/overhead.py", *sys.argv[1:]])}
-    result |= {"depth": DEPTH, "rounds": rounds, "notes": NOTES, "results": records, "missed": misses}
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=2) + "\n")
+    write(records, args.out, depth=DEPTH, rounds=rounds, notes=NOTES, missed=misses)
     return 1 if args.check and misses else 0
 
 

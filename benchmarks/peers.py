@@ -4,14 +4,17 @@ A method is a generator that solves one implicit step z = f(z): it yields the po
 returns its answer.  `nfe` is how often it may ask.  What it may know of the step is a `Step`.
 
 `PeerInversion` runs a method over all steps of a sampler, with the `next`, `feed`, `result` of `nrinv.Inversion`, so that
-the stock pipeline, or any loop, evaluates the network for it as it does for nrinv.
+the stock pipeline, or any loop, evaluates the network for it as it does for nrinv; `PeerSolver` is what hands it to
+`nrinv.invert`.
 
 Tensors are [B, ...]; residuals r = f(z) - z; every decision is made per sample.
 """
 
 import functools
 from collections import namedtuple
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -284,8 +287,51 @@ METHODS = {
 }
 
 
-Request = namedtuple("Request", "index timestep sample scale wants_gradient cotangent", defaults=(False, None))
-Result = namedtuple("Result", "latents residuals step_nfe nfe reasons error evaluations trajectory noises", defaults=(None,))
+Request = namedtuple("Request", "index timestep sample scale wants_gradient cotangent active correcting")
+Result = namedtuple(
+    "Result",
+    "latents residuals step_nfe nfe reasons error evaluations trajectory noises restarts rejected failed "
+    "corrected moved held",
+)
+
+
+def request_at(sampler, j, sample):
+    """A request to evaluate all of `sample` [B, ...] at evaluation j of a `nrinv.Sampler`."""
+    active = np.ones(len(sample), bool)
+    return Request(j, float(sampler.timesteps[j]), sample, float(sampler.inputs[j]), False, None, active, False)
+
+
+def result_of(latents, residuals, step_nfe):
+    """A result in which each sample took step_nfe [E] evaluations of the steps; latents [B, ...], residuals [E, B]."""
+    B, evaluations = len(latents), int(step_nfe.sum())
+    none = dict.fromkeys(("trajectory", "noises", "corrected", "moved", "held"))
+    counts = {name: np.zeros(B, step_nfe.dtype) for name in ("restarts", "rejected", "failed")}
+    return Result(
+        latents=latents,
+        residuals=residuals,
+        step_nfe=np.repeat(step_nfe[:, None], B, 1),
+        nfe=np.full(B, evaluations),
+        reasons=["max_nfe"] * B,
+        error=np.full(B, np.nan),
+        evaluations=evaluations,
+        **counts,
+        **none,
+    )
+
+
+@dataclass(frozen=True)
+class PeerSolver:
+    """A method as `nrinv.invert` takes it for `solver`.  nfe: evaluations of a step it may use at most.
+
+    predictor: no, the papers start from the state.  What else `open` is given, tolerance and budget, is nrinv's own.
+    """
+
+    method: Callable
+    nfe: int
+    predictor: ClassVar[bool] = False
+
+    def open(self, sampler, target, *, noises=None, **given):
+        return PeerInversion(sampler, target, self.method, self.nfe, noises=noises)
 
 
 class PeerInversion:
@@ -332,7 +378,7 @@ class PeerInversion:
         """The evaluation that is due, as a `Request`; None when the inversion is done."""
         if self._j < 0:
             return None
-        return Request(self._j, float(self._sampler.timesteps[self._j]), self._point, float(self._sampler.inputs[self._j]))
+        return request_at(self._sampler, self._j, self._point)
 
     def feed(self, model_output, /):
         """Hand in the network's output [B, ...] at the point asked for."""
@@ -350,10 +396,7 @@ class PeerInversion:
         """A `Result`, with the fields of nrinv's."""
         if self._j >= 0:
             raise RuntimeError("the inversion is not done: feed what next asks for until it is None")
-        B, evaluations = len(self._state), int(self._step_nfe.sum())
-        step_nfe, nfe = np.repeat(self._step_nfe[:, None], B, 1), np.full(B, evaluations)
-        error = np.full(B, np.nan)
-        return Result(self._state, self._residuals, step_nfe, nfe, ["max_nfe"] * B, error, evaluations, None)
+        return result_of(self._state, self._residuals, self._step_nfe)
 
 
 def way_back(sampler):

@@ -18,18 +18,15 @@ Peers start from the state, as their papers do.  If a method's answer is not fin
     python benchmarks/pipelines.py --model DIR_OR_ID --images FOLDER --steps 20 --guidance 3 --out mine.json
 """
 
-import argparse
 import json
 import logging
 import os
-import platform
 import sys
 import time
 import warnings
-from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from unittest import mock
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -39,23 +36,22 @@ import matplotlib
 matplotlib.use("Agg")
 import numpy as np
 import torch
+from common import grouped, own_model, parsed, parser, write
+from diffusers.image_processor import VaeImageProcessor
 from matplotlib import pyplot
-from peers import METHODS, PeerInversion
+from peers import METHODS, PeerSolver
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
-from skimage.metrics import structural_similarity
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 import nrinv
-from nrinv.latents import psnr
 
-RESULTS = Path(__file__).parent / "results"
 SUFFIXES = (".png", ".jpg", ".jpeg")
 FEW_STEPS = 8
 # Images of each split: in few steps, and in many, where more would take most of the time.
 MANY = {"heldout_pair": 16, "heldout_concept": 8}
 FEW_IMAGES = {"heldout_pair": 8, "heldout_concept": 4}
-PRIORS = (0.0, 0.03, 0.1, 0.3, 1.0)
 BUDGETS = (8, 12, 20)
 CHECKED = ("turbo Euler 4", "base Euler 4")
 STYLES = ("noto style", "flat style")
@@ -65,12 +61,10 @@ QUICK = (*QUICK, "nrinv (default)")
 
 @dataclass(frozen=True)
 class Method:
-    """How to call `nrinv.invert`, and the method of peers.py to put in the place of nrinv's own, if it is one."""
+    """How to call `nrinv.invert`; family: the line of a plot that it belongs to."""
 
     family: str
     options: dict
-    peer: str | None = None
-    pareto: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,10 +77,6 @@ class Case:
     steps: int
     guidance: float
     config: dict = field(default_factory=dict)
-
-    @property
-    def pareto(self):
-        return self.name in CHECKED
 
 
 TRAILING = {"timestep_spacing": "trailing"}
@@ -107,18 +97,22 @@ CASES = [
 ]
 
 
+def peer(name, nfe):
+    return {"solver": PeerSolver(METHODS[name], nfe)}
+
+
 def peers(name, *budgets):
-    return {f"{name} x{n}": Method(name, {"max_nfe": n}, name) for n in budgets}
+    return {f"{name} x{n}": Method(name, peer(name, n)) for n in budgets}
 
 
 def ours(label, *budgets, **options):
     return {f"{label} x{n}": Method(label, {"max_nfe": n, **options}) for n in budgets}
 
 
-NAIVE = {"naive": Method("naive", {"max_nfe": 1}, "fixed point")}
+NAIVE = {"naive": Method("naive", peer("fixed point", 1))}
 DEFAULT = {"nrinv (default)": Method("nrinv", {})}
 # Two iterations of the paper's method: an evaluation and a gradient each, and the last evaluation.
-NEWTON = {"scalar Newton": Method("scalar Newton", {"solver": "newton", "predictor": False, "max_nfe": 5})}
+NEWTON = {"scalar Newton": Method("scalar Newton", {"solver": nrinv.Solver("newton", predictor=False), "max_nfe": 5})}
 FEW = {
     **NAIVE,
     **peers("fixed point", 2, 3, 5, 10),
@@ -131,7 +125,7 @@ FEW = {
     **NEWTON,
     **ours("nrinv", 2, 3, 4, 5, 8),
     **ours("nrinv anderson", 2, 3, 4, solver="anderson"),
-    **ours("nrinv, no predictor", 4, predictor=False),
+    **ours("nrinv, no predictor", 4, solver=nrinv.Solver(predictor=False)),
 }
 STOCHASTIC = {
     **NAIVE,
@@ -157,18 +151,9 @@ MORE = {
     **peers("Broyden", 2),
     **NEWTON,
     **ours("nrinv anderson", 2, 3, solver="anderson"),
-    **ours("nrinv, no predictor", 3, predictor=False),
+    **ours("nrinv, no predictor", 3, solver=nrinv.Solver(predictor=False)),
 }
-MULTISTEP = {**NAIVE, **DEFAULT, "nrinv, refine 1": Method("nrinv", {"refine": 1})}
-PARETO = {
-    f"nrinv x4, {'' if predictor else 'no predictor, '}prior {prior:g}": Method(
-        "nrinv" if predictor else "nrinv, no predictor",
-        {"max_nfe": 4, "prior": prior, "predictor": predictor},
-        pareto=True,
-    )
-    for predictor in (True, False)
-    for prior in PRIORS
-}
+MULTISTEP = {**NAIVE, **DEFAULT, "nrinv, 1 round": Method("nrinv", {"solver": nrinv.Solver(rounds=1)})}
 
 
 def methods_of(case, sampler, quick):
@@ -178,21 +163,10 @@ def methods_of(case, sampler, quick):
     elif not sampler.first_order:
         methods = MULTISTEP
     elif case.steps <= FEW_STEPS:
-        methods = {**FEW, **(PARETO if case.pareto else {})}
+        methods = FEW
     else:
         methods = LONG if case.steps > 20 else {**LONG, **MORE}
     return {name: method for name, method in methods.items() if not quick or name in QUICK}
-
-
-def in_place(method):
-    """A context in which InverseScheduler runs a method of peers.py."""
-    if method.peer is None:
-        return nullcontext()
-
-    def start(scheduler, target, noises, **_):
-        return PeerInversion(scheduler.sampler, target, METHODS[method.peer], method.options["max_nfe"], noises=noises)
-
-    return mock.patch.object(nrinv.InverseScheduler, "_open", start)
 
 
 @dataclass
@@ -217,22 +191,24 @@ class Work:
     def invert(self, method, count=None):
         """The inversion of the first `count` images, and how long it took."""
         options, latents = dict(method.options), self.latents[:count]
-        if method.peer:
-            options["predictor"] = False  # the pipeline is to begin at the state
         if self.sampler.num_noises:
             options["generator"] = torch.Generator().manual_seed(0)
-        with in_place(method):
-            start = time.perf_counter()
-            inv = nrinv.invert(self.pipe, latents, self.captions[:count], **self.arguments, **options)
-            return inv, time.perf_counter() - start
+        start = time.perf_counter()
+        inv = nrinv.invert(self.pipe, latents, self.captions[:count], **self.arguments, **options)
+        return inv, time.perf_counter() - start
 
     def draw(self, inv, prompt=None):
         return nrinv.generate(self.pipe, inv, prompt, output_type="pt").images.float().cpu()
 
 
-def ssim(a, b):
+def of_pairs(metric, a, b, **options):
+    """A metric of skimage for each pair of images [B, 3, H, W] in 0..1."""
     pairs = zip(a.numpy(), b.numpy(), strict=True)
-    return np.array([structural_similarity(x, y, channel_axis=0, data_range=1) for x, y in pairs])
+    return np.array([metric(x, y, data_range=1, **options) for x, y in pairs])
+
+
+psnr = partial(of_pairs, peak_signal_noise_ratio)
+ssim = partial(of_pairs, structural_similarity, channel_axis=0)
 
 
 def step_noise(work, inv):
@@ -249,9 +225,9 @@ def figures(work, method):
     stats = inv.stats
     found = {
         "nfe": np.asarray(inv.nfe),
-        "psnr_vae": np.array(psnr(drawn, work.round_trip)),
-        "psnr_image": np.array(psnr(drawn, work.pixels)),
-        "ceiling": np.array(psnr(work.round_trip, work.pixels)),
+        "psnr_vae": psnr(drawn, work.round_trip),
+        "psnr_image": psnr(drawn, work.pixels),
+        "ceiling": psnr(work.round_trip, work.pixels),
         "ssim_vae": ssim(drawn, work.round_trip),
         "ssim_image": ssim(drawn, work.pixels),
         "norm": stats["norm"][0],
@@ -280,7 +256,6 @@ def rows_of(work, name, method):
             "images": int((work.splits == split).sum()),
             "method": name,
             "family": method.family,
-            **({"pareto": True} if method.pareto else {}),
             **{key: mean(values) for key, values in own.items()},
             "psnr_vae_worst": round(float(own["psnr_vae"].min()), 4) if np.isfinite(own["psnr_vae"]).all() else None,
             "diverged": int((~np.isfinite(own["psnr_vae"])).sum()),
@@ -310,8 +285,8 @@ def spread(records, count):
 
 
 def to_pixels(images):
-    arrays = np.stack([np.asarray(image) for image in images]).astype(np.float32) / 255
-    return torch.from_numpy(arrays).permute(0, 3, 1, 2).contiguous()
+    """PIL images as a tensor [N, 3, H, W] in 0..1."""
+    return VaeImageProcessor.numpy_to_pt(VaeImageProcessor.pil_to_numpy(images)).contiguous()
 
 
 def load_pipeline(model):
@@ -357,8 +332,7 @@ COLUMNS = {
 
 def show(rows):
     """A table for each split of a case."""
-    for split in dict.fromkeys(row["split"] for row in rows):
-        own = [row for row in rows if row["split"] == split]
+    for split, own in grouped(rows, "split").items():
         columns = [name for name in COLUMNS if name in own[0]]
         title = f"{own[0]['case']}, {own[0]['images']} x {split}, VAE ceiling {own[0]['ceiling']:.2f} dB"
         table = Table("method", *(name.replace("_", " ").replace("autocorrelation", "autocorr.") for name in columns))
@@ -371,10 +345,10 @@ def show(rows):
 
 def violations(rows):
     """(case, split, budget, method's row, nrinv's) where a published method is ahead with noise no less natural."""
-    rows = [row for row in rows if row["case"] in CHECKED and not row.get("pareto") and row["psnr_vae"] is not None]
-    for case, split in dict.fromkeys((row["case"], row["split"]) for row in rows):
+    rows = [row for row in rows if row["case"] in CHECKED and row["psnr_vae"] is not None]
+    for (case, split), members in grouped(rows, lambda row: (row["case"], row["split"])).items():
         for budget in BUDGETS:
-            own = [r for r in rows if (r["case"], r["split"]) == (case, split) and r["nfe"] <= budget + 0.01]
+            own = [r for r in members if r["nfe"] <= budget + 0.01]
             reference = max((r for r in own if r["family"] == "nrinv"), key=lambda r: r["nfe"], default=None)
             for row in own:
                 if reference is None or row["family"].startswith("nrinv") or row["psnr_vae"] <= reference["psnr_vae"]:
@@ -393,7 +367,7 @@ def show_violations(found):
 
 def plot_few_step(rows, path):
     """PSNR against NFE: a panel for each few-step case, a line for each method."""
-    rows = [r for r in rows if not r.get("pareto") and r["num_inference_steps"] <= FEW_STEPS and r["psnr_vae"] is not None]
+    rows = [r for r in rows if r["num_inference_steps"] <= FEW_STEPS and r["psnr_vae"] is not None]
     cases = list(dict.fromkeys(row["case"] for row in rows))
     if not cases:
         return
@@ -424,41 +398,6 @@ def plot_few_step(rows, path):
     figure.savefig(path, dpi=80)
 
 
-def plot_pareto(rows, path):
-    """Reconstruction against naturalness as the prior's weight grows, with the other methods for comparison."""
-    cases = list(dict.fromkeys(row["case"] for row in rows if row.get("pareto")))
-    if not cases:
-        return
-    figure, axes = pyplot.subplots(2, len(cases), figsize=(4.6 * len(cases), 7), squeeze=False)
-    for column, case in zip(axes.T, cases, strict=True):
-        own = [row for row in rows if row["case"] == case and row["psnr_vae"] is not None]
-        own = [row for row in own if row["split"] == own[0]["split"]]
-        for axis, off in zip(column, (lambda r: r["kurtosis_z"], lambda r: abs(r["norm"] - 1)), strict=True):
-            draw_pareto(axis, own, off)
-        column[0].set_title(f"{case}, {own[0]['split']}", fontsize=8)
-    for axis, label in zip(axes[:, 0], ("|z-score| of the excess kurtosis", "|norm - 1|"), strict=True):
-        axis.set_ylabel(label, fontsize=8)
-    axes[0, 0].legend(fontsize=7)
-    figure.tight_layout()
-    figure.savefig(path, dpi=80)
-
-
-def draw_pareto(axis, rows, off):
-    for family, color in (("nrinv", "C0"), ("nrinv, no predictor", "C1")):
-        points = [row for row in rows if row.get("pareto") and row["family"] == family]
-        axis.plot(
-            [r["psnr_vae"] for r in points], [off(r) for r in points], "o-", color=color, label=f"{family}, x4, priors"
-        )
-        for row in points:
-            axis.annotate(row["method"].split()[-1], (row["psnr_vae"], off(row)), fontsize=6)
-    others = [row for row in rows if not row["family"].startswith("nrinv")]
-    axis.plot([r["psnr_vae"] for r in others], [off(r) for r in others], "kx", ms=4, label="published methods, all budgets")
-    for row in others:
-        axis.annotate(row["method"], (row["psnr_vae"], off(row)), fontsize=5, color="0.4")
-    axis.set_yscale("log")
-    axis.set_xlabel("PSNR against the VAE's round trip, dB", fontsize=8)
-
-
 def other_style(caption):
     before, after = STYLES if caption.endswith(STYLES[0]) else STYLES[::-1]
     return caption.removesuffix(before) + after
@@ -471,59 +410,21 @@ def edits(work, path, count=6):
     inv, naive = (work.invert(method, count)[0] for method in (Method("nrinv", {}), NAIVE["naive"]))
     edit, naive_edit = work.draw(inv, prompts), work.draw(naive, prompts)
     columns = {"source": source, "reconstruction": work.draw(inv), "edit": edit, "naive's edit": naive_edit}
-    figure, axes = pyplot.subplots(
-        len(source), len(columns), figsize=(1.5 * len(columns), 1.5 * len(source) + 0.3), squeeze=False
-    )
-    for j, (title, images) in enumerate(columns.items()):
-        axes[0, j].set_title(title, fontsize=8)
-        for axis, image in zip(axes[:, j], images, strict=True):
-            axis.imshow(image.clamp(0, 1).permute(1, 2, 0).numpy(), interpolation="nearest")
-            axis.axis("off")
-    for axis, prompt in zip(axes[:, 2], prompts, strict=True):
-        axis.text(0.5, -0.02, prompt, fontsize=5, ha="center", va="top", transform=axis.transAxes)
-    figure.tight_layout()
-    figure.savefig(path, dpi=90)
+    pictures = [image for row in zip(*columns.values(), strict=True) for image in row]
+    titles = [*columns, *[""] * (len(pictures) - len(columns))]
+    for i, prompt in enumerate(prompts):
+        titles[4 * i + 2] = prompt.replace(", ", ",\n")
+    nrinv.sheet(pictures, titles, columns=4, size=1.5).save(path)
     kept = {"ssim_edit": mean(ssim(edit, source)), "ssim_edit_naive": mean(ssim(naive_edit, source))}
     return {"case": work.case.name, "split": str(work.splits[0]), "images": len(source), "edit": True, **kept}
 
 
-def cpu():
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def machine():
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "diffusers": diffusers.__version__}
-    return {**versions, "cpu": cpu(), "threads": torch.get_num_threads()}
-
-
-def write(rows, path):
-    # A line for each row: indented, it would take several times the space.
-    head = {"command": " ".join([f"python benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]), "machine": machine()}
-    lines = ",\n".join(json.dumps(row, allow_nan=False) for row in rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f'{json.dumps(head)[:-1]}, "rows": [\n{lines}\n]}}\n')
-
-
 def parse():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="few images, few methods")
-    parser.add_argument("--case", default="", help="only the cases with this in their names")
-    parser.add_argument("--check", action="store_true", help="exit with 1 if a published method is ahead on 4 Euler steps")
-    parser.add_argument("--out", type=Path, default=RESULTS / "pipelines.json", help="the plots go beside it")
-    parser.add_argument("--model", help="a diffusers pipeline and its own scheduler: a folder or an id, turbo, base")
-    parser.add_argument("--images", type=Path, help="its images; captions in captions.json {file: caption} or file names")
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--guidance", type=float, default=1.0)
-    parser.add_argument("--size", type=int, help="pixels the images are resized to; default the shortest side of all")
-    arguments = parser.parse_args()
-    if bool(arguments.model) != bool(arguments.images):
-        parser.error("--model and --images go together")
-    return arguments
+    command = parser(__doc__, "pipelines")
+    command.add_argument("--case", default="", help="only the cases with this in their names")
+    command.add_argument("--check", action="store_true", help="exit with 1 if a published method is ahead on 4 Euler steps")
+    own_model(command, "and its own scheduler", 20)
+    return parsed(command)
 
 
 def works(arguments):
@@ -553,7 +454,6 @@ def main():
         print(f"{time.perf_counter() - start:.0f} s", flush=True)
     write(rows + edited, arguments.out)
     plot_few_step(rows, folder / "few_step.png")
-    plot_pareto(rows, folder / "pareto.png")
     if not arguments.check:
         return 0
     ahead = list(violations(rows))

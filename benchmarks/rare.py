@@ -20,22 +20,19 @@ The interval is half of 95 % by bootstrap over concepts; several seeds each.
     python benchmarks/rare.py --check    # exit with 1 unless accuracy is above random seeds by more than the interval
 """
 
-import argparse
 import os
 import sys
-from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
+from common import bootstrap, grouped, parser, write
 from diffusers import StableDiffusionImg2ImgPipeline
-from intervals import bootstrap
-from pipelines import to_pixels, write
+from pipelines import to_pixels
 
 import nrinv
 
-RESULTS = Path(__file__).parent / "results"
 CALL = {"num_inference_steps": 4, "guidance_scale": 1.0}
 DRAWINGS, SEEDS, STYLE = 8, (0, 1, 2), "noto"
 STEPS, RATE = 5, 0.05
@@ -43,9 +40,7 @@ STEPS, RATE = 5, 0.05
 
 def concepts(split):
     """{name: references}"""
-    found = {}
-    for one in nrinv.demo_images(split):
-        found.setdefault(one.caption.rsplit(", ", 1)[0], []).append(one)
+    found = grouped(nrinv.demo_images(split), lambda one: one.caption.rsplit(", ", 1)[0])
     return {name: refs for name, refs in found.items() if len(refs) >= 2}
 
 
@@ -151,19 +146,17 @@ def save_sheet(shown, path, count=6):
 
 
 def violations(rows):
-    for split in {row["split"] for row in rows}:
-        own = {row["method"]: row for row in rows if row["split"] == split}
+    for split, members in grouped(rows, "split").items():
+        own = {row["method"]: row for row in members}
         gap = np.array(own["rare 0.4"]["per_concept"]) - np.array(own["random"]["per_concept"])
         if gap.mean() <= bootstrap(gap):
             yield f"{split}: accuracy {own['rare 0.4']['accuracy']:.2f}, random seeds {own['random']['accuracy']:.2f}"
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--check", action="store_true")
-    parser.add_argument("--out", type=Path, default=RESULTS / "rare.json")
-    arguments = parser.parse_args()
+    command = parser(__doc__, "rare")
+    command.add_argument("--check", action="store_true")
+    arguments = command.parse_args()
     torch.set_num_threads(1)
     rows, shown = measure(arguments.quick)
     write(rows, arguments.out)

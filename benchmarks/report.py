@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from intervals import bootstrap
+from common import RESULTS, bootstrap, grouped
+from tabulate import tabulate
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 MARKS = "<!-- made by benchmarks/report.py -->\n", "<!-- end -->\n"
 # column: format
 FIGURES = {
@@ -38,7 +38,7 @@ README_CASES = (
     "base DPM++ 20 guidance 3",
 )
 # Rows of ours that README leaves out.
-ABLATIONS = ("nrinv anderson", "nrinv, no predictor", "nrinv, refine", "nrinv x1", "nrinv x5", "nrinv absorb x2")
+ABLATIONS = ("nrinv anderson", "nrinv, no predictor", "nrinv, 1 round", "nrinv x1", "nrinv x5", "nrinv absorb x2")
 README_FIGURES = ("NFE", "PSNR to round trip", "worst", "PSNR to image", "norm", "step noise", "kurtosis z")
 
 PIPELINES = """## Whole inversions (`python benchmarks/pipelines.py`)
@@ -49,12 +49,6 @@ where that round trip itself has the PSNR called ceiling. NFE: network evaluatio
 included. Norm: |z_T| / sqrt(D), 1 for natural noise; step noise: the same of the noises a stochastic sampler draws;
 kurtosis z: standard errors from natural. Time: seconds per image over those of naive inversion in the same run. `-`:
 diverged, or does not apply. `x3`: three evaluations a step. `nrinv` is `solver="auto"`.
-"""
-STUDY = """
-### The prior as parameter
-
-Ours at four evaluations a step; no predictor: started from the states themselves instead of the free and the natural
-guess.
 """
 SOLVER = """
 ## One implicit step (`python benchmarks/solver.py`)
@@ -152,16 +146,12 @@ def load(name):
 
 
 def table(header, lines):
-    rule = ["---"] * len(header)
-    return "".join("| " + " | ".join(line) + " |\n" for line in [header, rule, *lines])
+    return tabulate(lines, header, tablefmt="github", disable_numparse=True) + "\n"
 
 
 def pooled(rows):
     """One row a method: the splits' rows averaged by their number of images, the worst of them kept."""
-    methods = {}
-    for row in rows:
-        methods.setdefault(row["method"], []).append(row)
-    return [pool(own) for own in methods.values()]
+    return [pool(own) for own in grouped(rows, "method").values()]
 
 
 def pool(rows):
@@ -184,12 +174,8 @@ def cell(row, column):
 
 
 def cases(report):
-    """{case: rows of its methods}, the parameter study and the edits left out."""
-    found = {}
-    for row in report["rows"]:
-        if "edit" not in row and "pareto" not in row:
-            found.setdefault(row["case"], []).append(row)
-    return found
+    """{case: rows of its methods}, the edits left out."""
+    return grouped([row for row in report["rows"] if "edit" not in row], "case")
 
 
 def pipelines_page(report):
@@ -206,46 +192,29 @@ def pipelines_page(report):
             f"\n![{caption}](../benchmarks/results/{name}.png)\n"
             for name, caption in {
                 "few_step": "Four-step samplers: PSNR against evaluations",
-                "pareto": "Reconstruction against naturalness, with the prior as parameter",
                 "edits": "Edits: source, reconstruction, edit, edit from naive inversion",
             }.items()
         )
-        + study(report)
+        + edits(report)
     )
 
 
-def study(report):
-    rows = [row for row in report["rows"] if "pareto" in row]
-    text = ""
-    if rows:
-        found = {}
-        for row in rows:
-            found.setdefault(row["case"], []).append(row)
-        text += STUDY
-        for case, own in found.items():
-            columns = ["PSNR to round trip", "norm", "kurtosis z"]
-            lines = [[row["method"], *(cell(row, column) for column in columns)] for row in pooled(own)]
-            text += f"\n{case}\n\n" + table(["", *columns], lines)
-    for row in report["rows"]:
-        if "edit" in row:
-            text += (
-                f"\nEdits to another style ({row['images']} images, the sheet above): SSIM of the edit to its source "
-                f"{row['ssim_edit']:.3f}, from naive inversion {row['ssim_edit_naive']:.3f}.\n"
-            )
-    return text
+def edits(report):
+    return "".join(
+        f"\nEdits to another style ({row['images']} images, the sheet above): SSIM of the edit to its source "
+        f"{row['ssim_edit']:.3f}, from naive inversion {row['ssim_edit_naive']:.3f}.\n"
+        for row in report["rows"]
+        if "edit" in row
+    )
 
 
 def solver_page(report):
     shown = (2, 4, 8)
     text = SOLVER
-    groups = {}
-    for row in report["rows"]:
-        if row["rounding"] == "none" and row["sigma"] == 1.6 and row["side"] == "on":
-            groups.setdefault(row["kind"], {}).setdefault(row["method"], {})[row["kappa"]] = row
-    for kind, methods in groups.items():
-        kappas = list(next(iter(methods.values())))
-        lines = [[name, *(residuals(own[kappa], shown) for kappa in kappas)] for name, own in methods.items()]
-        text += f"\n### {kind}\n\n" + table(["method", *(f"kappa {kappa:g}" for kappa in kappas)], lines)
+    rows = [r for r in report["rows"] if r["rounding"] == "none" and r["sigma"] == 1.6 and r["side"] == "on"]
+    for kind, own in grouped(rows, "kind").items():
+        lines = [[name, *(residuals(row, shown) for row in each)] for name, each in grouped(own, "method").items()]
+        text += f"\n### {kind}\n\n" + table(["method", *(f"kappa {kappa:g}" for kappa in grouped(own, "kappa"))], lines)
     return text + "\n![Residual against evaluations](../benchmarks/results/solver.png)\n"
 
 
@@ -260,11 +229,8 @@ def with_interval(row, name, digits):
 
 def paths_page(report):
     rows = [row for row in report["rows"] if row["part"] == "paths"]
-    text, groups = PATHS, {}
-    for row in rows:
-        groups.setdefault((row["size"], row["ends"]), []).append(row)
-    lines = []
-    for (size, where), own in groups.items():
+    text, lines = PATHS, []
+    for (size, where), own in grouped(rows, lambda row: (row["size"], row["ends"])).items():
         adam = next(row for row in own if row["method"] == "nao adam")
         for i, row in enumerate(own):
             faster = f"{adam['seconds'] / row['seconds']:,.0f}" if row["method"] == "geodesic" else ""
@@ -283,8 +249,7 @@ def paths_page(report):
 
 def drawn_between(rows):
     text, figures = "", {"frechet": 4, "agreement": 3, "jump": 3, "sharpness": 4}
-    for model in dict.fromkeys(row["model"] for row in rows):
-        own = [row for row in rows if row["model"] == model]
+    for model, own in grouped(rows, "model").items():
         octaves = ", ".join(f"{norm:.2f}" for norm in own[0]["norm_by_octaves"])
         text += f"\n`{model}`, its noises of norm {own[0]['norm']:.2f} (natural: 1), by octaves {octaves}\n\n"
         text += table(
@@ -296,8 +261,7 @@ def drawn_between(rows):
 
 def rare_page(report):
     text = RARE
-    for split in dict.fromkeys(row["split"] for row in report["rows"]):
-        own = [row for row in report["rows"] if row["split"] == split]
+    for split, own in grouped(report["rows"], "split").items():
         lines = [
             [
                 row["method"],
@@ -325,9 +289,9 @@ def gained(accuracies):
 def correction_page(report):
     rows = report["rows"]
     text = CORRECTION.format(images=rows[0]["images"])
-    for source in dict.fromkeys(row["source"] for row in rows):
+    for source, own in grouped(rows, "source").items():
         lines, last = [], None
-        for row in (row for row in rows if row["source"] == source):
+        for row in own:
             guidance = f"{row['guidance']:g}" if row["guidance"] != last else ""
             last = row["guidance"]
             lines.append(

@@ -21,16 +21,11 @@ With --model and --images the steps are those of a diffusers pipeline, at natura
 the network; methods that need its gradient or one sample at a time are left out, and only --out is written.
 """
 
-import argparse
 import itertools
-import json
 import math
 import os
-import platform
 import sys
 from dataclasses import dataclass
-from importlib.metadata import version
-from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
@@ -39,20 +34,16 @@ import matplotlib
 matplotlib.use("Agg")
 import numpy as np
 import torch
+from common import RESULTS, grouped, own_model, parsed, parser, write
 from matplotlib import pyplot
-from peers import METHODS, Step, fixed_point
+from peers import METHODS, Step, fixed_point, request_at, result_of
 from rich.console import Console
 from rich.table import Table
 from scipy import optimize
+from torchdeq.solver.anderson import anderson_solver
 
 import nrinv
 
-try:
-    from torchdeq.solver.anderson import anderson_solver
-except ModuleNotFoundError:
-    anderson_solver = None
-
-RESULTS = Path(__file__).parent / "results"
 BUDGETS = (1, 2, 3, 4, 6, 8, 12)
 DIMENSION, COMPONENTS, BATCH = 1024, 24, 8
 DIRECTIONS, SLOPE = 24, 4.0
@@ -236,6 +227,38 @@ def run_scipy(problem, nfe):
     return torch.stack(answers), nfe
 
 
+class OneEvaluation:
+    """Has `nrinv.invert`, as its `solver`, evaluate the network once: at evaluation j, at what is to be inverted."""
+
+    predictor = False
+
+    def __init__(self, j):
+        self.j, self.outputs = j, []
+
+    def open(self, sampler, target, **given):
+        return _OneEvaluation(request_at(sampler, self.j, torch.as_tensor(target)), len(sampler), self.outputs)
+
+
+class _OneEvaluation:
+    max_evaluations = 1
+
+    def __init__(self, request, steps, outputs):
+        self._request, self._steps, self._outputs = request, steps, outputs
+
+    def next(self):
+        return None if self._outputs else self._request
+
+    def feed(self, model_output, /):
+        self._outputs.append(model_output)
+
+    def result(self):
+        """What has been given, and the one evaluation."""
+        step_nfe = np.zeros(self._steps, np.int64)
+        step_nfe[self._request.index] = 1
+        latents = self._request.sample
+        return result_of(latents, np.full((self._steps, len(latents)), np.nan), step_nfe)
+
+
 class ModelProblem:
     """Step j of a pipeline's sampler as s = z* + b m(z*), z* the noisy images of its level."""
 
@@ -253,28 +276,10 @@ class ModelProblem:
 
     def network(self, z):
         """m(z) as the stock pipeline evaluates it."""
-        from nrinv.host import swapped_scheduler
-        from nrinv.scheduler import Finished, InverseScheduler
-
-        work, seen = self.work, []
-
-        class OneEvaluation(InverseScheduler):
-            def set_timesteps(self, *args, **kwargs):
-                super().set_timesteps(*args, **kwargs)
-                self.timesteps = self._inner.timesteps[j : j + 1]
-                self._index = j
-
-            def step(self, model_output, *args, **kwargs):
-                seen.append(model_output)
-                raise Finished
-
-        j, pipe = self.j, work.pipe
-        with swapped_scheduler(pipe, OneEvaluation(pipe.scheduler)):
-            try:
-                pipe(work.captions, latents=z.to(work.latents), output_type="latent", **work.arguments)
-            except Finished:
-                pipe.maybe_free_model_hooks()
-        return seen[0].float()
+        work, solver = self.work, OneEvaluation(self.j)
+        call = {"order": "reversed", "verify": False, **work.arguments}
+        nrinv.invert(work.pipe, z.to(work.latents), work.captions, solver=solver, **call)
+        return solver.outputs[0].float()
 
     f, log_residual = Problem.f, Problem.log_residual
 
@@ -301,7 +306,7 @@ def contenders():
         "naive": lambda problem, nfe: run_peer(fixed_point, problem, 1),
         **{name: bind(run_peer, method) for name, method in METHODS.items()},
         "scipy anderson": run_scipy,
-        **({"torchdeq anderson": run_torchdeq} if anderson_solver else {}),
+        "torchdeq anderson": run_torchdeq,
     }
 
 
@@ -326,14 +331,6 @@ def reached(row):
     return {n: math.inf if v is None else v for n, v in zip(row["nfe"], row["log10_residual"], strict=True)}
 
 
-def grouped(rows, key):
-    """{key(row): [row]} in the order of first appearance."""
-    groups = {}
-    for row in rows:
-        groups.setdefault(key(row), []).append(row)
-    return groups
-
-
 def case_of(row):
     return Case(*(row[name] for name in Case.__dataclass_fields__))
 
@@ -341,14 +338,12 @@ def case_of(row):
 def show(rows):
     console = Console(width=150)
     for group, members in grouped(rows, lambda row: case_of(row).group).items():
-        kappas = list(grouped(members, lambda row: row["kappa"]))
+        kappas = list(grouped(members, "kappa"))
         title = f"{group}: log10 rms residual after {', '.join(map(str, SHOWN))} NFE"
         table = Table("method", *(f"kappa {kappa:g}" for kappa in kappas), title=title)
-        for method, own in grouped(members, lambda row: row["method"]).items():
+        for method, own in grouped(members, "method").items():
             table.add_row(method, *(cell(reached(row)) for row in own))
         console.print(table)
-    if anderson_solver is None:
-        console.print("torchdeq is not installed: its solver is left out")
 
 
 def cell(values):
@@ -380,11 +375,11 @@ def show_violations(found):
 def plot(rows, path):
     """Residual against NFE: a panel for each kappa, a line of panels for each of some groups."""
     drawn = [row for row in rows if row["sigma"] == 1.6 and row["side"] == "on" and row["rounding"] != "fp16"]
-    methods, groups = list(grouped(rows, lambda row: row["method"])), grouped(drawn, lambda row: case_of(row).group)
+    methods, groups = list(grouped(rows, "method")), grouped(drawn, lambda row: case_of(row).group)
     columns = max(len(kappas) for kappas in KAPPAS.values())
     figure, axes = pyplot.subplots(len(groups), columns, figsize=(2.1 * columns, 2 * len(groups)), squeeze=False)
     for line, (group, members) in zip(axes, groups.items(), strict=True):
-        panels = grouped(members, lambda row: row["kappa"])
+        panels = grouped(members, "kappa")
         for axis, (kappa, panel) in zip(line, panels.items(), strict=False):
             draw(axis, panel, methods)
             axis.set_title(f"kappa {kappa:g}", fontsize=7)
@@ -409,27 +404,13 @@ def draw(axis, panel, methods):
     axis.tick_params(labelsize=6)
 
 
-def machine():
-    packages = ("torch", "numpy", "scipy", *(("torchdeq",) if anderson_solver else ()))
-    versions = {name: version(name) for name in packages}
-    return {"python": platform.python_version(), "cpu": platform.machine(), "nrinv": nrinv.__version__, **versions}
-
-
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one sigma, no rounding")
-    parser.add_argument("--check", action="store_true", help="exit with 1 if a method is ahead of nrinv's")
-    parser.add_argument("--model", help="a diffusers pipeline with a first-order scheduler: a folder or an id, turbo, base")
-    parser.add_argument("--images", type=Path, help="its images; captions in captions.json {file: caption} or file names")
-    parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--guidance", type=float, default=1.0)
-    parser.add_argument("--size", type=int, help="pixels the images are resized to; default the shortest side of all")
-    parser.add_argument("--out", type=Path, default=RESULTS / "solver.json", help="the plot goes beside it")
-    arguments = parser.parse_args()
+    command = parser(__doc__, "solver")
+    command.add_argument("--check", action="store_true", help="exit with 1 if a method is ahead of nrinv's")
+    own_model(command, "with a first-order scheduler", 4)
+    arguments = parsed(command)
     torch.set_num_threads(1)
     methods = contenders()
-    if bool(arguments.model) != bool(arguments.images):
-        parser.error("--model and --images go together")
     if arguments.model:
         methods = {name: run for name, run in methods.items() if name != "scipy anderson" and "newton" not in name}
         problems = model_problems(arguments)
@@ -441,11 +422,7 @@ def main():
     show_violations(found)
     if arguments.model and arguments.out == RESULTS / "solver.json":
         return 0
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    head = {"command": " ".join(["python benchmarks/solver.py", *sys.argv[1:]]), "machine": machine()}
-    # A line for each row: indented lists of numbers would take several times the space.
-    lines = ",\n".join(json.dumps(row) for row in rows)
-    arguments.out.write_text(f'{json.dumps(head)[:-1]}, "rows": [\n{lines}\n]}}\n')
+    write(rows, arguments.out)
     if not arguments.model:
         plot(rows, arguments.out.with_suffix(".png"))
     return 1 if arguments.check and found else 0

@@ -143,8 +143,13 @@ def test_the_result_has_the_fields_of_nrinvs():
     inversion = PeerInversion(sampler, target, renoise, 8)
     with pytest.raises(RuntimeError, match="not done"):
         inversion.result()
-    result = run(inversion, network)
-    reference = run(nrinv.Inversion(sampler, target), network)
+    request, result = inversion.next(), run(inversion, network)
+    own = nrinv.Inversion(sampler, target)
+    wanted, reference = own.next(), run(own, network)
+    assert set(request._fields) == set(wanted.__match_args__)
+    assert set(result._fields) == set(reference.__match_args__)
+    for field in ("index", "timestep", "scale", "wants_gradient", "cotangent", "active", "correcting"):
+        assert type(getattr(request, field)) is type(getattr(wanted, field))
     for field in result._fields:
         assert type(getattr(result, field)) is type(getattr(reference, field))
         assert np.shape(getattr(result, field)) == np.shape(getattr(reference, field))

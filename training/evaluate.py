@@ -30,6 +30,7 @@ from diffusers import (
 from images import load, psnr, save_sheet, unit
 from loop import WORK
 from skimage.metrics import structural_similarity
+from tabulate import tabulate
 
 import nrinv
 
@@ -213,20 +214,17 @@ def nearest(pixels, features, learnt, known):
 @torch.no_grad()
 def losses(pipe):
     """Squared error of the predicted noise, guidance 1, on learnt and withheld images, by timestep."""
-    alphas, found = pipe.scheduler.alphas_cumprod, {}
+    found = {}
     for split in ("train", "heldout_pair", "heldout_concept"):
         records, images = some(split)
         scale = pipe.vae.config.scaling_factor
         z = torch.cat([pipe.vae.encode(part).latent_dist.mean for part in images.split(20)]) * scale
-        ids = pipe.tokenizer(
-            [r["caption"] for r in records], padding="max_length", truncation=True, max_length=16, return_tensors="pt"
-        ).input_ids
-        text = pipe.text_encoder(ids)[0]
+        text = pipe.text_encoder(train_base.tokens(pipe.tokenizer, [r["caption"] for r in records]))[0]
         generator = torch.Generator().manual_seed(0)
         found[split] = {}
         for t in LEVELS:
             noise = torch.randn(z.shape, generator=generator)
-            noisy = alphas[t].sqrt() * z + (1 - alphas[t]).sqrt() * noise
+            noisy = pipe.scheduler.add_noise(z, noise, torch.tensor([t]))
             out = torch.cat([pipe.unet(x, t, c).sample for x, c in zip(noisy.split(50), text.split(50), strict=True)])
             found[split][str(t)] = float((out - noise).pow(2).mean())
     return found
@@ -236,12 +234,11 @@ def spectrum(pipe, timestep, image, caption):
     """Singular values of the Jacobian of sigma eps(z) / (d z): 0 where the image is seen, 1 where noise is."""
     unet = pipe.unet.requires_grad_(False)
     alpha = pipe.scheduler.alphas_cumprod[timestep]
-    ids = pipe.tokenizer([caption], padding="max_length", truncation=True, max_length=16, return_tensors="pt").input_ids
     with torch.no_grad():
-        text = pipe.text_encoder(ids)[0]
+        text = pipe.text_encoder(train_base.tokens(pipe.tokenizer, [caption]))[0]
         z = pipe.vae.encode(image[None]).latent_dist.mean * pipe.vae.config.scaling_factor
     noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(1))
-    state = (alpha.sqrt() * z + (1 - alpha).sqrt() * noise).requires_grad_()
+    state = pipe.scheduler.add_noise(z, noise, torch.tensor([timestep])).requires_grad_()
     out = unet(state, timestep, text).sample.flatten()
     rows = [torch.autograd.grad(out[i], state, retain_graph=True)[0].flatten() for i in range(len(out))]
     return torch.linalg.svdvals((1 - alpha).sqrt() * torch.stack(rows)).tolist()
@@ -291,7 +288,7 @@ def plot_spectra(found, path):
 
 
 def table(head, rows):
-    return ["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *("| " + " | ".join(row) + " |" for row in rows)]
+    return tabulate(rows, head, tablefmt="github", disable_numparse=True).splitlines()
 
 
 def fill(page, made):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
+from diffusers.utils import make_image_grid
 from distill import turbo_scheduler
 from images import load
 from loop import WORK
@@ -26,11 +27,10 @@ COLUMNS, SIZE = 16, 64
 
 
 def save_sheet(path, pixels):
-    rows = -(-len(pixels) // COLUMNS)
-    sheet = Image.new("RGB", (COLUMNS * SIZE, rows * SIZE), "white")
-    for i, one in enumerate(pixels.permute(0, 2, 3, 1).numpy()):
-        sheet.paste(Image.fromarray(one), (i % COLUMNS * SIZE, i // COLUMNS * SIZE))
-    sheet.save(path, lossless=True, quality=100, method=6)
+    pictures = [Image.fromarray(one) for one in pixels.permute(0, 2, 3, 1).numpy()]
+    rows = -(-len(pictures) // COLUMNS)
+    blank = [Image.new("RGB", (SIZE, SIZE), "white")] * (rows * COLUMNS - len(pictures))
+    make_image_grid(pictures + blank, rows, COLUMNS).save(path, lossless=True, quality=100, method=6)
 
 
 def shown(split, count):

@@ -4,8 +4,11 @@ import json
 
 import numpy as np
 import torch
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.utils import make_image_grid
 from loop import WORK
 from PIL import Image
+from skimage.metrics import peak_signal_noise_ratio
 
 NOISE_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 
@@ -25,12 +28,12 @@ def unit(pixels):
 
 def psnr(a, b):
     """dB of each pair of images in -1..1, [B]."""
-    return 10 * torch.log10(4 / (a.clamp(-1, 1) - b.clamp(-1, 1)).pow(2).flatten(1).mean(1))
+    pairs = zip(*(x.clamp(-1, 1).cpu().numpy() for x in (a, b)), strict=True)
+    return torch.tensor([peak_signal_noise_ratio(*pair, data_range=2) for pair in pairs])
 
 
 def save_sheet(path, rows, zoom=2):
     """Rows of images in -1..1, each [N, 3, H, W], one below the other."""
-    sheet = torch.cat([torch.cat(list(row.cpu().clamp(-1, 1)), 2) for row in rows], 1)
-    sheet = sheet.add(1).mul(127.5).round().byte().permute(1, 2, 0).numpy()
-    picture = Image.fromarray(sheet)
-    picture.resize((zoom * picture.width, zoom * picture.height), Image.NEAREST).save(path)
+    pictures = VaeImageProcessor().postprocess(torch.cat(list(rows)), output_type="pil")
+    sheet = make_image_grid(pictures, len(rows), len(rows[0]))
+    sheet.resize((zoom * sheet.width, zoom * sheet.height), Image.NEAREST).save(path)

@@ -4,7 +4,7 @@ On a GPU there is one worker.  On a CPU there is one for each core, of one threa
 when their operators share threads.  All draw their part of each batch, and their gradients are averaged.
 
 Random numbers depend on the seed, the step and the worker alone, so a run that is stopped goes on from its last checkpoint
-as if nothing had happened; its checkpoint is build/model/<name>.pt.
+as if nothing had happened; its checkpoint is build/model/<name>.pt, written after each evaluation.
 """
 
 import math
@@ -13,14 +13,17 @@ import time
 from copy import deepcopy
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from diffusers.training_utils import EMAModel
+from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 WORK = Path("build/model")
-CHECKPOINT_SECONDS = 300
 
 
 @dataclass(frozen=True)
@@ -40,68 +43,34 @@ class Plan:
     seed: int = 0
 
 
-class Muon:
-    """Muon (K. Jordan, 2024, https://kellerjordan.github.io/posts/muon/): momentum, orthogonalised by five Newton-Schulz
-    steps, for the matrices and convolutions inside a network; AdamW for what is left, among it all of `outer`.
+def optimizers(module, plan, outer):
+    """Muon (https://kellerjordan.github.io/posts/muon/) for the matrices and convolutions inside a network; AdamW for what
+    is left, among it all of `outer`.
 
-    Each worker orthogonalises its share of the matrices.
+    Each worker orthogonalises its share of the matrices.  torch's Muon takes two dimensions alone: a convolution is handed
+    to it as a matrix in the same memory.  Returns them and {parameter: that matrix}.
     """
-
-    def __init__(self, module, muon_rate, adam_rate, outer):
-        named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
-        self.matrices = [p for name, p in named if p.ndim > 1 and not any(part in name for part in outer)]
-        rest = [p for _, p in named if all(p is not matrix for matrix in self.matrices)]
-        self.momenta = [torch.zeros_like(p) for p in self.matrices]
-        self.rates = muon_rate, adam_rate
-        self.adam = torch.optim.AdamW(rest, adam_rate, betas=(0.9, 0.99), weight_decay=0.0)
-
-    @torch.no_grad()
-    def step(self, scale):
-        rank, workers = dist.get_rank(), dist.get_world_size()
-        updates = [torch.zeros_like(p) for p in self.matrices]
-        shares = sorted(range(len(updates)), key=lambda i: self.matrices[i].numel())
-        for i, (matrix, momentum) in enumerate(zip(self.matrices, self.momenta, strict=True)):
-            momentum.lerp_(matrix.grad, 0.05)
-            if shares.index(i) % workers == rank:
-                gradient = torch.lerp(matrix.grad, momentum, 0.95).flatten(1)
-                updates[i].copy_(orthogonalised(gradient).view_as(matrix))
-        share(updates)
-        for matrix, update in zip(self.matrices, updates, strict=True):
-            rows, columns = matrix.flatten(1).shape
-            matrix.sub_(update, alpha=self.rates[0] * scale * max(1, rows / columns) ** 0.5)
-        for group in self.adam.param_groups:
-            group["lr"] = self.rates[1] * scale
-        self.adam.step()
-
-    def state(self):
-        return {"momenta": self.momenta, "adam": self.adam.state_dict()}
-
-    def load(self, state):
-        for momentum, saved in zip(self.momenta, state["momenta"], strict=True):
-            momentum.copy_(saved)
-        self.adam.load_state_dict(state["adam"])
+    named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+    inner = {name for name, p in named if p.ndim > 1 and not any(part in name for part in outer)}
+    matrices = {p: p.detach().flatten(1) for name, p in named if name in inner}
+    rest = [p for name, p in named if name not in inner]
+    options = {"lr": plan.muon_rate, "momentum": 0.95, "weight_decay": 0.0}
+    muon = ZeroRedundancyOptimizer(list(matrices.values()), torch.optim.Muon, **options)
+    return [muon, torch.optim.AdamW(rest, plan.adam_rate, betas=(0.9, 0.99), weight_decay=0.0)], matrices
 
 
-def orthogonalised(matrix):
-    x = matrix / (matrix.norm() + 1e-7)
-    tall = x.shape[0] > x.shape[1]
-    x = x.T if tall else x
-    for _ in range(5):
-        a = x @ x.T
-        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
-    return x.T if tall else x
-
-
-def share(tensors):
-    """Replace tensors by their sums over the workers."""
-    if dist.get_world_size() > 1:
-        flat = torch.cat([t.flatten() for t in tensors])
+def average_gradients(module, workers):
+    """Replace the gradients by their means over the workers."""
+    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    if workers > 1:
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
         dist.all_reduce(flat)
-        for tensor, summed in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
-            tensor.copy_(summed.view_as(tensor))
+        for gradient, mean in zip(gradients, (flat / workers).split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
 
 
 def schedule(plan, step):
+    """What the rates are multiplied by at a step."""
     return min(1, (step + 1) / plan.warmup) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / plan.steps)))
 
 
@@ -138,60 +107,92 @@ def _work(rank, workers, plan, build, store):
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dist.init_process_group("gloo", f"file://{store}", timedelta(hours=1), workers, rank)
     torch.manual_seed(plan.seed)
-    task = build(device)
-    module, optimizer = task.module, Muon(task.module, plan.muon_rate, plan.adam_rate, task.outer)
-    average = deepcopy(module).eval().requires_grad_(False)
-    first, spent = 0, 0.0
-    if _checkpoint(plan).exists():
-        saved = torch.load(_checkpoint(plan), map_location=device)
-        module.load_state_dict(saved["module"])
-        average.load_state_dict(saved["average"])
-        optimizer.load(saved["optimizer"])
-        first, spent = saved["step"], saved["seconds"]
-    if rank == 0:
-        count = sum(p.numel() for p in module.parameters())
-        print(f"{plan.name}: {count:,} parameters, steps {first}..{plan.steps}, {workers} on {device}", flush=True)
-
-    def save(step):
-        state = {"module": module.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state()}
-        new = _checkpoint(plan).with_suffix(".new")
-        torch.save({**state, "step": step, "seconds": spent + time.time() - began}, new)
-        new.replace(_checkpoint(plan))
-
-    began = saved_at = time.time()
-    total, parent = 0.0, os.getppid()
-    for step in range(first, plan.steps):
-        if os.getppid() != parent:  # whoever has started the workers is gone
-            return
-        generator = torch.Generator(device).manual_seed((plan.seed * 1_000_003 + step) * 64 + rank)
-        torch.manual_seed(generator.initial_seed())
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            loss = task.loss(generator, plan.batch // workers)
-        loss.backward()
-        gradients = [p.grad for p in module.parameters() if p.grad is not None]
-        share(gradients)
-        torch._foreach_div_(gradients, workers)
-        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-        optimizer.step(schedule(plan, step))
-        module.zero_grad()
-        total += loss.item()
-        if rank > 0:
-            continue
-        with torch.no_grad():
-            decay = min(plan.average, (step + 1) / (step + 10))
-            torch._foreach_lerp_(list(average.parameters()), list(module.parameters()), 1 - decay)
-        done = step + 1
-        if done % plan.report == 0:
-            seconds = time.time() - began
-            rate = plan.batch * (done - first) / seconds
-            print(f"{done} {spent + seconds:.0f} s loss {total / plan.report:.4f} {rate:.1f} samples/s", flush=True)
-            total = 0.0
-        if done % plan.evaluate == 0 or done == plan.steps:
-            with torch.no_grad():
-                figures = task.evaluate(average)
-            print(f"-- {done} " + ", ".join(f"{name} {value:.4g}" for name, value in figures.items()), flush=True)
-        if time.time() - saved_at > CHECKPOINT_SECONDS or done == plan.steps:
-            save(done)
-            saved_at = time.time()
+    _Run(rank, workers, plan, build(device), device).run()
     dist.barrier()
     dist.destroy_process_group()
+
+
+class _Run:
+    """The part of one worker in a training run."""
+
+    def __init__(self, rank, workers, plan, task, device):
+        self.rank, self.workers, self.plan, self.task, self.device = rank, workers, plan, task, device
+        self.module = task.module
+        self.optimizers, self.matrices = optimizers(self.module, plan, task.outer)
+        self.average = EMAModel(self.module.parameters(), plan.average, foreach=True)
+        self.averaged = deepcopy(self.module).eval().requires_grad_(False)
+        self.first, self.spent, self.began = 0, 0.0, time.time()
+        if _checkpoint(plan).exists():
+            self._load(torch.load(_checkpoint(plan), map_location=device))
+        factor = partial(schedule, plan)
+        self.schedules = [LambdaLR(optimizer, factor, self.first - 1) for optimizer in self.optimizers]
+
+    def _load(self, saved):
+        self.module.load_state_dict(saved["module"])
+        self.averaged.load_state_dict(saved["average"])
+        self.average = EMAModel(self.averaged.parameters(), self.plan.average, foreach=True)
+        for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+        self.first, self.spent = saved["step"], saved["seconds"]
+        self.average.optimization_step = self.first
+
+    def _save(self, step):
+        self.optimizers[0].consolidate_state_dict()
+        if self.rank > 0:
+            return
+        state = {
+            "module": self.module.state_dict(),
+            "average": self.averaged.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "step": step,
+            "seconds": self.spent + time.time() - self.began,
+        }
+        new = _checkpoint(self.plan).with_suffix(".new")
+        torch.save(state, new)
+        new.replace(_checkpoint(self.plan))
+
+    def run(self):
+        plan, total, parent = self.plan, 0.0, os.getppid()
+        if self.rank == 0:
+            count = sum(p.numel() for p in self.module.parameters())
+            print(f"{plan.name}: {count:,} parameters, steps {self.first}..{plan.steps}, {self.workers} on {self.device}")
+        for done in range(self.first + 1, plan.steps + 1):
+            if os.getppid() != parent:  # whoever has started the workers is gone
+                return
+            total += self._step(done - 1)
+            if done % plan.report == 0:
+                self._report(done, total / plan.report)
+                total = 0.0
+            if done % plan.evaluate == 0 or done == plan.steps:
+                self._evaluate(done)
+                self._save(done)
+
+    def _step(self, step):
+        """One step of all optimisers; this worker's loss before it."""
+        generator = torch.Generator(self.device).manual_seed((self.plan.seed * 1_000_003 + step) * 64 + self.rank)
+        torch.manual_seed(generator.initial_seed())
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            loss = self.task.loss(generator, self.plan.batch // self.workers)
+        loss.backward()
+        average_gradients(self.module, self.workers)
+        torch.nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
+        for parameter, matrix in self.matrices.items():
+            matrix.grad = parameter.grad.flatten(1)
+        for each in [*self.optimizers, *self.schedules]:
+            each.step()
+        self.module.zero_grad()
+        self.average.step(self.module.parameters())
+        return loss.item()
+
+    def _report(self, done, loss):
+        seconds = time.time() - self.began
+        rate = self.plan.batch * (done - self.first) / seconds
+        if self.rank == 0:
+            print(f"{done} {self.spent + seconds:.0f} s loss {loss:.4f} {rate:.1f} samples/s", flush=True)
+
+    @torch.no_grad()
+    def _evaluate(self, done):
+        self.average.copy_to(self.averaged.parameters())
+        if self.rank == 0:
+            figures = self.task.evaluate(self.averaged)
+            print(f"-- {done} " + ", ".join(f"{name} {value:.4g}" for name, value in figures.items()), flush=True)

@@ -11,6 +11,7 @@ import sys
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.training_utils import compute_snr
 from images import NOISE_SCHEDULE, load, save_sheet, unit
 from loop import WORK, Plan, train
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -127,8 +128,7 @@ class Task:
         self.captions = tokens(tokenizer, [r["caption"] for r in records]).to(device)
         self.styleless = tokens(tokenizer, [r["name"] for r in records]).to(device)
         self.empty = tokens(tokenizer, [""]).to(device)
-        self.alphas = base_scheduler().alphas_cumprod.to(device)
-        self.weights = (5 * (1 - self.alphas) / self.alphas).clamp(max=1)
+        self.scheduler = base_scheduler()
         self.module = torch.nn.ModuleDict({"text": build_text_encoder(len(tokenizer)), "unet": build_unet()}).to(device)
         heldout, pixels = load("heldout_pair")
         self.checked = {
@@ -140,10 +140,10 @@ class Task:
         }
 
     def noise_loss(self, module, latents, captions, timesteps, noise):
-        alphas = self.alphas[timesteps].view(-1, 1, 1, 1)
-        noisy = alphas.sqrt() * latents + (1 - alphas).sqrt() * noise
+        noisy = self.scheduler.add_noise(latents, noise, timesteps)
         predicted = module["unet"](noisy, timesteps, module["text"](captions)[0]).sample
-        return ((predicted.float() - noise).pow(2).flatten(1).mean(1) * self.weights[timesteps]).mean()
+        snr = compute_snr(self.scheduler, timesteps)
+        return ((predicted.float() - noise).pow(2).flatten(1).mean(1) * snr.clamp(max=5) / snr).mean()
 
     def loss(self, generator, size):
         device = generator.device
@@ -153,7 +153,7 @@ class Task:
         latents = latents + self.stds[place, chosen] * torch.randn(latents.shape, generator=generator, device=device)
         # One timestep of each of `size` equal parts of the schedule.
         spread = torch.arange(size, device=device) + torch.rand(size, generator=generator, device=device)
-        timesteps = (spread * len(self.alphas) / size).long()
+        timesteps = (spread * len(self.scheduler) / size).long()
         kind = torch.rand(size, 1, generator=generator, device=device)
         captions = torch.where(kind < EMPTY + STYLELESS, self.styleless[chosen], self.captions[chosen])
         captions = torch.where(kind < EMPTY, self.empty, captions)
@@ -165,7 +165,7 @@ class Task:
         figures = {}
         for name, (latents, captions) in self.checked.items():
             generator = torch.Generator().manual_seed(0)
-            timesteps = torch.linspace(0, len(self.alphas) - 1, len(latents)).long().to(latents.device)
+            timesteps = torch.linspace(0, len(self.scheduler) - 1, len(latents)).long().to(latents.device)
             noise = torch.randn(latents.shape, generator=generator).to(latents)
             figures[name] = self.noise_loss(module, latents, captions, timesteps, noise)
         return figures
