@@ -75,6 +75,28 @@ def test_an_exception_in_the_network_loses_nothing(page):
     assert calls == inversion.result().evaluations == 8
 
 
+def test_a_round_of_the_correction_is_a_run_from_the_noised_image(page):
+    model, sigmas = Denoiser(), np.append(np.geomspace(12, 0.05, 12), 0)
+    image = sample_euler(model, 12 * torch.randn(2, 256, generator=torch.Generator().manual_seed(0)), sigmas)
+    image = image + 0.1 * torch.randn(2, 256, generator=torch.Generator().manual_seed(1))
+    model.calls = 0
+    found = page["correct"](model, image, sigmas, steps=3, rounds=1)
+    assert model.calls == found.evaluations == 3 and not found.held.any()
+    noise = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 256))).float()
+    want = sample_euler(model, image + sigmas[-4] * noise, sigmas[-4:])
+    torch.testing.assert_close(found.corrected, want, atol=1e-4, rtol=0)
+    moved = (want - image).norm(dim=1) / image.norm(dim=1)
+    np.testing.assert_allclose(found.moved, moved, rtol=1e-4)
+
+
+def test_the_radius_of_a_correction_holds_each_image_back(page):
+    model, sigmas = Denoiser(), np.append(np.geomspace(12, 0.05, 12), 0)
+    image = torch.randn(2, 256, generator=torch.Generator().manual_seed(2))
+    found = page["correct"](model, image, sigmas, steps=3, radius=[0.5, 1e3])
+    assert list(found.held) == [True, False]
+    assert float((found.corrected - image)[0].norm()) == pytest.approx(0.5, rel=1e-4)
+
+
 def test_a_step_that_forgets_its_state_is_refused():
     sigmas = np.array([2.0, 1.0, 0.0])
     steps = np.zeros((2, 4))
