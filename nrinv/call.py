@@ -31,7 +31,8 @@ class Call(dict):
 
         a prompt's      names with "prompt": lists and tensors with one entry for each of the prompts
         an image's      names with "image" or "mask": lists, and arrays of at least 4 dimensions (embeddings: 2), with
-                        one entry for each prompt too; of several ControlNets a list of such
+                        one entry for each prompt too; for several ControlNets such an array for each, or for each prompt
+                        a list of their images
         everybody's     all others, which may be as long as the batch by chance
         the callback's  names with "callback": they are nothing that draws the image again
 
@@ -94,7 +95,8 @@ class Call(dict):
 
     def _pick(self, name, value, entries):
         least_ndim = 2 if _is_prompt(name) or "embed" in name else 4
-        if _is_image(name) and self.nets and isinstance(value, (list, tuple)):
+        nested = isinstance(value, (list, tuple)) and any(isinstance(one, (list, tuple)) for one in value)
+        if _is_image(name) and self.nets and isinstance(value, (list, tuple)) and not nested:
             return [self._pick_from(one, entries, least_ndim) for one in value]
         if _is_prompt(name) or (_is_image(name) and not self.shared):
             return self._pick_from(value, entries, least_ndim)
