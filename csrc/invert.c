@@ -34,7 +34,7 @@ const nri_options nri_default_options = {
     .correct_rounds = 2,
 };
 
-/* Rounds converge slower than steps, each costs a sweep, and a deeper ring costs two slots: hence twice the depth of a step. */
+/* Anderson depth over the rounds: two slots each are little beside the sweep and the forward run that a round costs. */
 enum { TARGET_DEPTH = 10 };
 
 /* --------------------------------------------------------------------------------------------------------- options */

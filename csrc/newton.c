@@ -21,7 +21,6 @@ Source: D. Samuel et al., arXiv 2312.12540, equations 9 and 10; the norm in G, t
 
 #include "solve.h"
 
-enum { MAX_FAILURES = 2 };
 /* A step halved six times that still does not lower F: at the rounding of F, or at a minimum that is no root. */
 static const double SHORTEST = 1.0 / 64;
 
@@ -54,7 +53,7 @@ judge_sample(nri_solve *s, int64_t b, double rr, double merit)
     else if (s->improved[b] && norm <= s->atol * sqrt((double)s->v->elements)) {
         nri_solve_finish(s, b, NRI_ATOL);
     }
-    else if (s->failures[b] >= MAX_FAILURES || (!finite && s->best_at[b] < 0 && s->nfe[b] >= s->max_nfe)) {
+    else if (s->failures[b] >= NRI_MAX_FAILURES || (!finite && s->best_at[b] < 0 && s->nfe[b] >= s->max_nfe)) {
         nri_solve_finish(s, b, NRI_NON_FINITE);
     }
     else if (s->nfe[b] + (s->improved[b] ? 2 : 1) > s->max_nfe) {
@@ -97,7 +96,7 @@ measure(nri_solve *s, int z, double *sum, double *square, double *far)
     return ops->dots(s->v, r, (nri_rows){r, 1, 1}, square);
 }
 
-/* Take f_k and r_k of the iterate in slot z; who goes on from a new best waits for a gradient. */
+/* Take f_k and r_k of the iterate in slot z; samples that go on from a new best wait for a gradient. */
 static nri_status
 judge(nri_solve *s, int z)
 {
