@@ -72,7 +72,7 @@ check_ranges(const nri_options *o, nri_problem *problem)
         double value;
         bool positive; /* above 0, else at least 0 */
     } numbers[] = {{"tol", o->tol, false}, {"atol", o->atol, false}, {"lam", o->lam, false}, {"floor", o->floor, true}};
-    if (o->solver >= NRI_SOLVERS || o->order >= NRI_ORDERS) {
+    if ((unsigned)o->solver >= NRI_SOLVERS || (unsigned)o->order >= NRI_ORDERS) {
         return refuse(problem, "solver and order must be in their lists, got %d and %d", (int)o->solver, (int)o->order);
     }
     if (o->max_nfe < 1) {
@@ -549,8 +549,8 @@ nri_inversion_feed(nri_inversion *inv, const nri_tensor *model_output)
     if (!inv->waiting) {
         return NRI_BAD_ORDER;
     }
+    inv->waiting = false; /* also after a failure: what has been done cannot be done again */
     NRI_TRY(phases[inv->phase].feed(inv, model_output, &ended));
-    inv->waiting = false;
     return ended ? go_on(inv) : NRI_OK;
 }
 

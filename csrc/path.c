@@ -9,8 +9,8 @@ with r and phi from the geodesic (geodesic.c), or for slerp r linear and phi pro
 ends leave the plane open, and the weights above grow beyond all bounds: there the basis is a / |a| and a unit vector e
 orthogonal to it, z = r (cos(phi) a / |a| + sin(phi) e), with e from b if b tells it, else from the caller.
 
-The centroid lies where noise is likeliest, at r*, in the direction that minimises J = 1/2 sum_k share_k theta_k^2: the Frechet
-mean of the directions, by steps along
+The centroid lies where noise is likeliest, at r*, in the direction that minimises J = 1/2 sum_k share_k theta_k^2: the
+Frechet mean of the directions, by steps along
 
     d = sum_k share_k theta_k e_k          e_k the tangent towards x_k
 

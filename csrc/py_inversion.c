@@ -77,7 +77,7 @@ check_sampler(PyObject *x, const char *name, PyObject *type)
     return -1;
 }
 
-/* The lists, read once, as tuples of the lengths that the options want; None has no tensors.  Drop them also after a failure. */
+/* The lists, read once, as tuples as long as the options want; None has no tensors.  Drop them also after a failure. */
 static int
 read_lists(const Inversion *self, const given *g, PyObject **tuples)
 {
