@@ -535,8 +535,8 @@ nri_inversion_next(nri_inversion *inv, nri_request *request, bool *done)
                                  .scale = s->inputs[inv->j],
                                  .slot = phases[inv->phase].sample(inv),
                                  .active = inv->active,
-                                 .wants_gradient = inv->phase == SWEEP && nri_solve_differentiates(&inv->step),
-                                 .cotangent = gradient ? nri_solve_cotangent(&inv->step) : -1,
+                                 .wants_gradient = inv->phase == SWEEP && inv->step.differentiates,
+                                 .cotangent = gradient ? inv->step.cotangent : -1,
                                  .correcting = correcting};
     }
     return NRI_OK;

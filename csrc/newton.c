@@ -85,12 +85,12 @@ static nri_status
 measure(nri_solve *s, int z, double *sum, double *square, double *far)
 {
     const nri_vec_ops *ops = s->v->ops;
-    int r = nri_solve_r(s), sign = s->slot.newton + NRI_NEWTON_SIGN, mean = s->slot.newton + NRI_NEWTON_MEAN;
-    NRI_TRY(ops->sign(s->v, sign, r, 0));
-    NRI_TRY(ops->dots(s->v, r, (nri_rows){sign, 1, 1}, sum));
+    int r = nri_solve_r(s);
+    NRI_TRY(ops->sign(s->v, s->cotangent, r, 0));
+    NRI_TRY(ops->dots(s->v, r, (nri_rows){s->cotangent, 1, 1}, sum));
     memset(far, 0, sizeof(*far) * (size_t)s->v->batch);
     if (s->lam > 0) {
-        NRI_TRY(nri_combine_same(s->v, s->coef, s->slot.spare, (nri_rows){z, 2, mean - z}, (double[]){1, -1}));
+        NRI_TRY(nri_combine_same(s->v, s->coef, s->slot.spare, (nri_rows){z, 2, s->mean - z}, (double[]){1, -1}));
         NRI_TRY(ops->dots(s->v, s->slot.spare, (nri_rows){s->slot.spare, 1, 1}, far));
     }
     return ops->dots(s->v, r, (nri_rows){r, 1, 1}, square);
@@ -120,7 +120,7 @@ judge(nri_solve *s, int z)
     /* every slot has to be finite */
     NRI_TRY(ops->copy(s->v, f, s->slot.origin, s->failed));
     NRI_TRY(ops->copy(s->v, r, s->slot.origin, s->failed));
-    NRI_TRY(ops->copy(s->v, first + NRI_NEWTON_SIGN, s->slot.origin, s->failed));
+    NRI_TRY(ops->copy(s->v, s->cotangent, s->slot.origin, s->failed));
     s->k++;
     return give_results(s, z);
 }
@@ -130,8 +130,8 @@ static nri_status
 turn(nri_solve *s, int z)
 {
     const nri_vec_ops *ops = s->v->ops;
-    int first = s->slot.newton, product = first + NRI_NEWTON_PRODUCT;
-    NRI_TRY(ops->dots(s->v, product, (nri_rows){product, 1, 1}, s->dots));
+    int first = s->slot.newton;
+    NRI_TRY(ops->dots(s->v, s->product, (nri_rows){s->product, 1, 1}, s->dots));
     for (int64_t b = 0; b < s->v->batch; b++) {
         s->nfe[b] += s->wants[b];
         s->failed[b] = !isfinite(s->dots[b]);
@@ -143,7 +143,7 @@ turn(nri_solve *s, int z)
         }
         memcpy(s->coef + 4 * b, (double[]){-1, s->slope, s->pull[b], -s->pull[b]}, 4 * sizeof(double));
     }
-    NRI_TRY(ops->copy(s->v, product, s->slot.origin, s->failed));
+    NRI_TRY(ops->copy(s->v, s->product, s->slot.origin, s->failed));
     NRI_TRY(ops->combine(s->v, s->slot.spare, (nri_rows){first, 4, 1}, s->coef));
     NRI_TRY(ops->sign(s->v, s->slot.spare, s->slot.spare, s->floor));
     NRI_TRY(ops->copy(s->v, first + NRI_NEWTON_DIRECTION, s->slot.spare, s->wants));

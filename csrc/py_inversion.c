@@ -498,7 +498,7 @@ static PyStructSequence_Field result_fields[] = {
     {"residuals", "[E, B] |f(z) - z| / |z| at the last evaluation of each step, of the last sweep or pass"},
     {"step_nfe", "[E, B] network evaluations of each step in the last sweep, or in all passes"},
     {"nfe", "[B] network evaluations in all"},
-    {"reasons", "B names: why each sample ended"},
+    {"reasons", "B names: why each sample ended; with correct_only 'max_nfe', or 'non_finite' where every round failed"},
     {"error", "[B] |z_0 - sampler(z_T)| / |z_0| measured by a forward run, NaN if none was made"},
     {"evaluations", "network calls for the whole batch"},
     {"trajectory", "E + 1 states from z_T to z_0 if they were kept, else None"},
