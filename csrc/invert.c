@@ -435,7 +435,7 @@ way_back(nri_inversion *inv)
     return inv->options.order == NRI_PASSES ? PASS : step_back(inv, inv->sampler->evaluations - 1);
 }
 
-/* What comes next. */
+/* What comes next; a step gets its j. */
 static phase
 next_phase(nri_inversion *inv)
 {
