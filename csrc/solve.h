@@ -58,26 +58,26 @@ typedef struct {
     nri_asks asks;
     bool differentiates;    /* gradients may be asked for */
     int mean;               /* the slot where mu is needed before nri_solve_begin; -1: nowhere */
-    int cotangent, product; /* a gradient's slots: of v, and where J^T v belongs, J the network's Jacobian at the iterate */
-    int k; /* evaluations since begin */
-    nri_reason *reason; /* [B] */
-    int *nfe; /* [B] */
-    double *residual; /* [B] norm of the last finite residual */
-    double *best; /* [B] smallest norm so far, infinite before the first */
-    bool *improved; /* [B] the last evaluation set `best` */
-    bool *finished; /* [B] the last feed ended the sample */
-    bool *failed; /* [B] what was fed last was not finite */
+    int cotangent, product; /* slots of a gradient's v and of J^T v, J the network's Jacobian at the iterate */
+    int k;                  /* evaluations since begin */
+    nri_reason *reason;     /* [B] */
+    int *nfe;               /* [B] */
+    double *residual;       /* [B] norm of the last finite residual */
+    double *best;           /* [B] smallest norm so far, infinite before the first */
+    bool *improved;         /* [B] the last evaluation set `best` */
+    bool *finished;         /* [B] the last feed ended the sample */
+    bool *failed;           /* [B] what was fed last was not finite */
 
     /* of solve.c and newton.c alone */
-    double *merit, *length, *pull; /* [B] smallest F / D, length of the step tried, lam w / rms(z - mu) */
+    double *merit, *length, *pull;      /* [B] smallest F / D, length of the step tried, lam w / rms(z - mu) */
     int *best_at, *restarts, *failures; /* [B] of this equation */
-    bool *wants; /* [B] waits for a gradient */
-    bool *valid; /* [B][depth + 1] ring entries that may be mixed */
-    double *gram; /* [B][depth + 1][depth + 1] */
-    double *dots, *coef; /* [B][the widest combination] */
-    bool *mark; /* [B] scratch */
-    uint8_t *moves; /* [B] what each sample does next */
-    void *block; /* the allocation behind the arrays */
+    bool *wants;                        /* [B] waits for a gradient */
+    bool *valid;                        /* [B][depth + 1] ring entries that may be mixed */
+    double *gram;                       /* [B][depth + 1][depth + 1] */
+    double *dots, *coef;                /* [B][the widest combination] */
+    bool *mark;                         /* [B] scratch */
+    uint8_t *moves;                     /* [B] what each sample does next */
+    void *block;                        /* the allocation behind the arrays */
 } nri_solve;
 
 nri_status nri_solve_create(nri_solve *s);
