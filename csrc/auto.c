@@ -73,10 +73,10 @@ deal_out(const nri_sampler *s, const nri_options *o, deal *d)
     if (!d->absorbing && (!slow || slow > E / MINORITY)) {
         return false;
     }
-    int lucky = d->absorbing ? 1 : slow;
+    int preferred = d->absorbing ? 1 : slow;
     d->more = (int)ceil((d->absorbing ? ABSORB_SHARE : SLOW_SHARE) * o->max_nfe);
-    d->rest = E * o->max_nfe - lucky * d->more;
-    d->sharing = E - lucky;
+    d->rest = E * o->max_nfe - preferred * d->more;
+    d->sharing = E - preferred;
     return d->rest >= d->sharing; /* every step needs one */
 }
 

@@ -64,10 +64,10 @@ nri_status nri_load_answer(nri_inversion *inv, int dst, const nri_tensor *answer
 /* STATE is the latents to return, and the trajectory goes with it. */
 nri_status nri_keep_best(nri_inversion *inv, const bool *which);
 
-/* STATE is s_j: to the trajectory, if it is kept. */
+/* The slot `state` is s_j: a copy to the trajectory, if that is kept. */
 nri_status nri_keep_state(nri_inversion *inv, int j, int state);
 
-/* What a step takes over: for the first of a sweep its target, the state s_{j+1} to STATE. */
+/* The first step of a sweep starts from its target: STATE = Y.  Later ones find s_{j+1} there. */
 nri_status nri_begin_step(nri_inversion *inv);
 
 /* A first guess is in Z: start the step's equation. */

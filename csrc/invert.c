@@ -34,7 +34,7 @@ const nri_options nri_default_options = {
     .correct_rounds = 2,
 };
 
-/* Rounds converge slower than steps, each costs a sweep, and a deeper ring costs two slots: hence twice the depth of a step. */
+/* Anderson depth over the rounds: two slots each are little beside the sweep and the forward run that a round costs. */
 enum { TARGET_DEPTH = 10 };
 
 /* --------------------------------------------------------------------------------------------------------- options */
@@ -72,7 +72,7 @@ check_ranges(const nri_options *o, nri_problem *problem)
         double value;
         bool positive; /* above 0, else at least 0 */
     } numbers[] = {{"tol", o->tol, false}, {"atol", o->atol, false}, {"lam", o->lam, false}, {"floor", o->floor, true}};
-    if (o->solver >= NRI_SOLVERS || o->order >= NRI_ORDERS) {
+    if ((unsigned)o->solver >= NRI_SOLVERS || (unsigned)o->order >= NRI_ORDERS) {
         return refuse(problem, "solver and order must be in their lists, got %d and %d", (int)o->solver, (int)o->order);
     }
     if (o->max_nfe < 1) {
@@ -435,7 +435,7 @@ way_back(nri_inversion *inv)
     return inv->options.order == NRI_PASSES ? PASS : step_back(inv, inv->sampler->evaluations - 1);
 }
 
-/* What comes next. */
+/* What comes next; a step gets its j. */
 static phase
 next_phase(nri_inversion *inv)
 {
@@ -535,8 +535,8 @@ nri_inversion_next(nri_inversion *inv, nri_request *request, bool *done)
                                  .scale = s->inputs[inv->j],
                                  .slot = phases[inv->phase].sample(inv),
                                  .active = inv->active,
-                                 .wants_gradient = inv->phase == SWEEP && nri_solve_differentiates(&inv->step),
-                                 .cotangent = gradient ? nri_solve_cotangent(&inv->step) : -1,
+                                 .wants_gradient = inv->phase == SWEEP && inv->step.differentiates,
+                                 .cotangent = gradient ? inv->step.cotangent : -1,
                                  .correcting = correcting};
     }
     return NRI_OK;
@@ -549,8 +549,8 @@ nri_inversion_feed(nri_inversion *inv, const nri_tensor *model_output)
     if (!inv->waiting) {
         return NRI_BAD_ORDER;
     }
+    inv->waiting = false; /* also after a failure: what has been done cannot be done again */
     NRI_TRY(phases[inv->phase].feed(inv, model_output, &ended));
-    inv->waiting = false;
     return ended ? go_on(inv) : NRI_OK;
 }
 

@@ -21,7 +21,6 @@ Source: D. Samuel et al., arXiv 2312.12540, equations 9 and 10; the norm in G, t
 
 #include "solve.h"
 
-enum { MAX_FAILURES = 2 };
 /* A step halved six times that still does not lower F: at the rounding of F, or at a minimum that is no root. */
 static const double SHORTEST = 1.0 / 64;
 
@@ -54,7 +53,7 @@ judge_sample(nri_solve *s, int64_t b, double rr, double merit)
     else if (s->improved[b] && norm <= s->atol * sqrt((double)s->v->elements)) {
         nri_solve_finish(s, b, NRI_ATOL);
     }
-    else if (s->failures[b] >= MAX_FAILURES || (!finite && s->best_at[b] < 0 && s->nfe[b] >= s->max_nfe)) {
+    else if (s->failures[b] >= NRI_MAX_FAILURES || (!finite && s->best_at[b] < 0 && s->nfe[b] >= s->max_nfe)) {
         nri_solve_finish(s, b, NRI_NON_FINITE);
     }
     else if (s->nfe[b] + (s->improved[b] ? 2 : 1) > s->max_nfe) {
@@ -86,18 +85,18 @@ static nri_status
 measure(nri_solve *s, int z, double *sum, double *square, double *far)
 {
     const nri_vec_ops *ops = s->v->ops;
-    int r = nri_solve_r(s), sign = s->slot.newton + NRI_NEWTON_SIGN, mean = s->slot.newton + NRI_NEWTON_MEAN;
-    NRI_TRY(ops->sign(s->v, sign, r, 0));
-    NRI_TRY(ops->dots(s->v, r, (nri_rows){sign, 1, 1}, sum));
+    int r = nri_solve_r(s);
+    NRI_TRY(ops->sign(s->v, s->cotangent, r, 0));
+    NRI_TRY(ops->dots(s->v, r, (nri_rows){s->cotangent, 1, 1}, sum));
     memset(far, 0, sizeof(*far) * (size_t)s->v->batch);
     if (s->lam > 0) {
-        NRI_TRY(nri_combine_same(s->v, s->coef, s->slot.spare, (nri_rows){z, 2, mean - z}, (double[]){1, -1}));
+        NRI_TRY(nri_combine_same(s->v, s->coef, s->slot.spare, (nri_rows){z, 2, s->mean - z}, (double[]){1, -1}));
         NRI_TRY(ops->dots(s->v, s->slot.spare, (nri_rows){s->slot.spare, 1, 1}, far));
     }
     return ops->dots(s->v, r, (nri_rows){r, 1, 1}, square);
 }
 
-/* Take f_k and r_k of the iterate in slot z; who goes on from a new best waits for a gradient. */
+/* Take f_k and r_k of the iterate in slot z; samples that go on from a new best wait for a gradient. */
 static nri_status
 judge(nri_solve *s, int z)
 {
@@ -121,7 +120,7 @@ judge(nri_solve *s, int z)
     /* every slot has to be finite */
     NRI_TRY(ops->copy(s->v, f, s->slot.origin, s->failed));
     NRI_TRY(ops->copy(s->v, r, s->slot.origin, s->failed));
-    NRI_TRY(ops->copy(s->v, first + NRI_NEWTON_SIGN, s->slot.origin, s->failed));
+    NRI_TRY(ops->copy(s->v, s->cotangent, s->slot.origin, s->failed));
     s->k++;
     return give_results(s, z);
 }
@@ -131,8 +130,8 @@ static nri_status
 turn(nri_solve *s, int z)
 {
     const nri_vec_ops *ops = s->v->ops;
-    int first = s->slot.newton, product = first + NRI_NEWTON_PRODUCT;
-    NRI_TRY(ops->dots(s->v, product, (nri_rows){product, 1, 1}, s->dots));
+    int first = s->slot.newton;
+    NRI_TRY(ops->dots(s->v, s->product, (nri_rows){s->product, 1, 1}, s->dots));
     for (int64_t b = 0; b < s->v->batch; b++) {
         s->nfe[b] += s->wants[b];
         s->failed[b] = !isfinite(s->dots[b]);
@@ -144,7 +143,7 @@ turn(nri_solve *s, int z)
         }
         memcpy(s->coef + 4 * b, (double[]){-1, s->slope, s->pull[b], -s->pull[b]}, 4 * sizeof(double));
     }
-    NRI_TRY(ops->copy(s->v, product, s->slot.origin, s->failed));
+    NRI_TRY(ops->copy(s->v, s->product, s->slot.origin, s->failed));
     NRI_TRY(ops->combine(s->v, s->slot.spare, (nri_rows){first, 4, 1}, s->coef));
     NRI_TRY(ops->sign(s->v, s->slot.spare, s->slot.spare, s->floor));
     NRI_TRY(ops->copy(s->v, first + NRI_NEWTON_DIRECTION, s->slot.spare, s->wants));

@@ -222,7 +222,8 @@ nri_status nri_interpolate(nri_space *v, nri_path method, nri_spacing spacing, i
 
 /*
 Weights [B][K] of the centroids of slots 0..K-1: in their span, at the norm where noise is likeliest, with the least sum of
-share[k] times the squared angle to each.  NRI_BAD_ARGUMENT and NRI_NOT_FINITE as above; NRI_NOT_UNIQUE: they cancel each other.
+share[k] times the squared angle to each.  NRI_BAD_ARGUMENT and NRI_NOT_FINITE as above; NRI_NOT_UNIQUE: they cancel each
+other.
 */
 nri_status nri_centroid(nri_space *v, int count, const double *shares, double *weights, int64_t *sample);
 

@@ -9,8 +9,8 @@ with r and phi from the geodesic (geodesic.c), or for slerp r linear and phi pro
 ends leave the plane open, and the weights above grow beyond all bounds: there the basis is a / |a| and a unit vector e
 orthogonal to it, z = r (cos(phi) a / |a| + sin(phi) e), with e from b if b tells it, else from the caller.
 
-The centroid lies where noise is likeliest, at r*, in the direction that minimises J = 1/2 sum_k share_k theta_k^2: the Frechet
-mean of the directions, by steps along
+The centroid lies where noise is likeliest, at r*, in the direction that minimises J = 1/2 sum_k share_k theta_k^2: the
+Frechet mean of the directions, by steps along
 
     d = sum_k share_k theta_k e_k          e_k the tangent towards x_k
 
@@ -30,9 +30,9 @@ static const double PI = 3.14159265358979323846;
 static const double OPPOSITE = 3.0;
 /* What is left of b beside a when its direction is rounding. */
 static const double ROUNDING = 1e-4;
-/* A sum of directions this short, of all shares, says nothing about where the centroid is. */
+/* Directions whose weighted sum is shorter than this part of the weights cancel each other. */
 static const double CANCELLED = 1e-3;
-/* Steps of the descent to it end at this angle, near the rounding of the cosines; it takes a dozen of them. */
+/* The descent to the centroid ends where a step turns by less than this angle, or after STEPS. */
 static const double SHORTEST = 1e-13;
 enum { STEPS = 1000 };
 

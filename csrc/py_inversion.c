@@ -15,9 +15,13 @@ typedef struct {
     bool busy;
 } Inversion;
 
+/* The arguments that are lists of tensors. */
+enum { NOISES, DRAWS, CORRECT_NOISES, LISTS };
+static const char *const list_names[LISTS] = {"noises", "draws", "correct_noises"};
+
 /* The arguments that are objects. */
 typedef struct {
-    PyObject *sampler, *target, *noises, *guess, *correct_from, *radius, *draws, *correct_noises;
+    PyObject *sampler, *target, *guess, *correct_from, *radius, *lists[LISTS];
 } given;
 
 /* ------------------------------------------------------------------------------------------------------------ creation */
@@ -33,13 +37,13 @@ read_options(PyObject *args, PyObject *kwargs, given *g, nri_options *o)
     const char *solver = "auto", *noise = "record", *order = "reversed";
     int predictor, verify = 0, trajectory = 0, correct_only = 0;
     *o = nri_default_options;
-    *g = (given){NULL, NULL, Py_None, Py_None, Py_None, Py_None, Py_None, Py_None};
+    *g = (given){NULL, NULL, Py_None, Py_None, Py_None, {Py_None, Py_None, Py_None}};
     predictor = o->predictor;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$OOssiiddidddpppsOipOOO:Inversion", names, &g->sampler, &g->target,
-                                     &g->noises, &g->guess, &solver, &noise, &o->max_nfe, &o->depth, &o->tol, &o->atol,
-                                     &o->rounds, &o->lam, &o->floor, &o->extrapolation, &predictor, &verify, &trajectory,
-                                     &order, &g->correct_from, &o->correct_rounds, &correct_only, &g->radius, &g->draws,
-                                     &g->correct_noises)) {
+                                     &g->lists[NOISES], &g->guess, &solver, &noise, &o->max_nfe, &o->depth, &o->tol,
+                                     &o->atol, &o->rounds, &o->lam, &o->floor, &o->extrapolation, &predictor, &verify,
+                                     &trajectory, &order, &g->correct_from, &o->correct_rounds, &correct_only, &g->radius,
+                                     &g->lists[DRAWS], &g->lists[CORRECT_NOISES])) {
         return -1;
     }
     int method = read_name("solver", solver, nri_solver_names);
@@ -52,7 +56,7 @@ read_options(PyObject *args, PyObject *kwargs, given *g, nri_options *o)
     o->verify = verify;
     o->trajectory = trajectory;
     o->correct_only = correct_only;
-    o->correct_inverted = g->draws == Py_None;
+    o->correct_inverted = g->lists[DRAWS] == Py_None;
     o->guess = g->guess != Py_None;
     return direction < 0 ? -1 : 0;
 }
@@ -73,70 +77,53 @@ check_sampler(PyObject *x, const char *name, PyObject *type)
     return -1;
 }
 
-/* A list, read once, of n tensors, as a tuple; None has none. */
-static PyObject *
-read_list(PyObject *list, const char *name, int64_t n, const char *what)
-{
-    PyObject *out = list == Py_None ? PyTuple_New(0) : PySequence_Tuple(list);
-    if (out && PyTuple_Size(out) != n) {
-        PyErr_Format(PyExc_ValueError, "%s must hold %lld tensors, %s, got %zd", name, (long long)n, what,
-                     PyTuple_Size(out));
-        Py_CLEAR(out);
-    }
-    return out;
-}
-
-/* The tuples of tensors that the options need. */
-typedef struct {
-    PyObject *noises, *draws, *correct_noises;
-} lists;
-
+/* The lists, read once, as tuples as long as the options want; None has no tensors.  Drop them also after a failure. */
 static int
-read_lists(const Inversion *self, const given *g, lists *l)
+read_lists(const Inversion *self, const given *g, PyObject **tuples)
 {
     const nri_options *o = &self->options;
-    int K = core_of(self->sampler)->noises;
     int64_t rounds = o->correct_from ? o->correct_rounds : 0, each = rounds ? o->correct_from->noises : 0;
-    bool unused = o->correct_only && g->noises == Py_None;
-    l->noises = read_list(g->noises, "noises", unused ? 0 : K, "one for each time the sampler draws noise");
-    l->draws = l->noises
-                   ? read_list(g->draws, "draws", o->correct_inverted ? 0 : rounds, "one for each round with drawn noise")
-                   : NULL;
-    l->correct_noises = l->draws ? read_list(g->correct_noises, "correct_noises", rounds * each,
-                                             "each round's noises of correct_from")
-                                 : NULL;
-    return l->correct_noises ? 0 : -1;
+    bool unused = o->correct_only && g->lists[NOISES] == Py_None;
+    const struct {
+        int64_t count;
+        const char *what;
+    } wanted[LISTS] = {{unused ? 0 : core_of(self->sampler)->noises, "one for each time the sampler draws noise"},
+                       {o->correct_inverted ? 0 : rounds, "one for each round with drawn noise"},
+                       {rounds * each, "each round's noises of correct_from"}};
+    for (int i = 0; i < LISTS; i++) {
+        tuples[i] = g->lists[i] == Py_None ? PyTuple_New(0) : PySequence_Tuple(g->lists[i]);
+        if (!tuples[i]) {
+            return -1;
+        }
+        if (PyTuple_Size(tuples[i]) != wanted[i].count) {
+            PyErr_Format(PyExc_ValueError, "%s must hold %lld tensors, %s, got %zd", list_names[i],
+                         (long long)wanted[i].count, wanted[i].what, PyTuple_Size(tuples[i]));
+            return -1;
+        }
+    }
+    return 0;
 }
 
-static void
-drop_lists(lists *l)
+/* Where tensor k of a list belongs. */
+static int
+list_slot(const Inversion *self, int list, int k)
 {
-    Py_XDECREF(l->noises);
-    Py_XDECREF(l->draws);
-    Py_XDECREF(l->correct_noises);
+    int each = list == CORRECT_NOISES ? self->options.correct_from->noises : 1;
+    return list == NOISES  ? nri_inversion_noise(self->core, k)
+           : list == DRAWS ? nri_inversion_draw(self->core, k)
+                           : nri_inversion_correct_noise(self->core, k / each, k % each);
 }
 
 static int
-load(Inversion *self, int slot, PyObject *x, const char *name)
+load_all(Inversion *self, PyObject *guess, PyObject **tuples)
 {
-    return load_slot(self->v, slot, &self->target, x, name);
-}
-
-static int
-load_all(Inversion *self, PyObject *guess, const lists *l)
-{
-    nri_inversion *core = self->core;
-    int bad = load(self, nri_inversion_target(core), self->target.like, "target")
-              || (self->options.guess && load(self, nri_inversion_guess(core), guess, "guess"));
-    for (int k = 0; !bad && k < PyTuple_Size(l->noises); k++) {
-        bad = load(self, nri_inversion_noise(core, k), PyTuple_GetItem(l->noises, k), "noises");
-    }
-    for (int i = 0; !bad && i < PyTuple_Size(l->draws); i++) {
-        bad = load(self, nri_inversion_draw(core, i), PyTuple_GetItem(l->draws, i), "draws");
-    }
-    for (int i = 0; !bad && i < PyTuple_Size(l->correct_noises); i++) {
-        int each = self->options.correct_from->noises, slot = nri_inversion_correct_noise(core, i / each, i % each);
-        bad = load(self, slot, PyTuple_GetItem(l->correct_noises, i), "correct_noises");
+    const pattern *p = &self->target;
+    int bad = load_slot(self->v, nri_inversion_target(self->core), p, p->like, "target")
+              || (guess != Py_None && load_slot(self->v, nri_inversion_guess(self->core), p, guess, "guess"));
+    for (int i = 0; !bad && i < LISTS; i++) {
+        for (int k = 0; !bad && k < PyTuple_Size(tuples[i]); k++) {
+            bad = load_slot(self->v, list_slot(self, i, k), p, PyTuple_GetItem(tuples[i], k), list_names[i]);
+        }
     }
     return bad;
 }
@@ -178,12 +165,14 @@ inversion_open(Inversion *self, const module_state *state, const given *g)
     nri_request request;
     nri_status status;
     bool done;
-    lists l = {NULL, NULL, NULL};
+    PyObject *tuples[LISTS] = {NULL, NULL, NULL};
     int bad = check_problem(nri_check_options(sampler, &self->options, &problem), &problem)
-              || read_pattern(g->target, "the target", "target", &self->target) || read_lists(self, g, &l)
+              || read_pattern(g->target, "the target", "target", &self->target) || read_lists(self, g, tuples)
               || create_space(state, &self->target, nri_inversion_slots(sampler, &self->options), &self->v)
-              || create_core(self, g->radius) || load_all(self, g->guess, &l);
-    drop_lists(&l);
+              || create_core(self, g->radius) || load_all(self, g->guess, tuples);
+    for (int i = 0; i < LISTS; i++) {
+        Py_XDECREF(tuples[i]);
+    }
     if (bad) {
         return -1;
     }
@@ -509,7 +498,7 @@ static PyStructSequence_Field result_fields[] = {
     {"residuals", "[E, B] |f(z) - z| / |z| at the last evaluation of each step, of the last sweep or pass"},
     {"step_nfe", "[E, B] network evaluations of each step in the last sweep, or in all passes"},
     {"nfe", "[B] network evaluations in all"},
-    {"reasons", "B names: why each sample ended"},
+    {"reasons", "B names: why each sample ended; with correct_only 'max_nfe', or 'non_finite' where every round failed"},
     {"error", "[B] |z_0 - sampler(z_T)| / |z_0| measured by a forward run, NaN if none was made"},
     {"evaluations", "network calls for the whole batch"},
     {"trajectory", "E + 1 states from z_T to z_0 if they were kept, else None"},

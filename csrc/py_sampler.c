@@ -84,7 +84,7 @@ sampler_length(PyObject *op)
     return ((Sampler *)op)->sampler->evaluations;
 }
 
-/* The arrays that are given out, by the closure of their getter. */
+/* The output arrays, as closures of their getter. */
 enum { TIMESTEPS, INPUTS, STEPS, STATES, LEVELS };
 
 static PyObject *

@@ -40,26 +40,20 @@ exchange_of(PyObject *x)
 static int
 dtype_of_torch(const nri_dl_tensor *x, nri_dtype *out)
 {
-    int kind = x->code << 8 | x->bits;
-    if (x->lanes != 1) {
-        return -1;
+    static const struct {
+        int code, bits;
+        nri_dtype dtype;
+    } known[] = {{NRI_DL_FLOAT, 16, NRI_FLOAT16},
+                 {NRI_DL_BFLOAT, 16, NRI_BFLOAT16},
+                 {NRI_DL_FLOAT, 32, NRI_FLOAT32},
+                 {NRI_DL_FLOAT, 64, NRI_FLOAT64}};
+    for (size_t i = 0; x->lanes == 1 && i < sizeof(known) / sizeof(*known); i++) {
+        if (x->code == known[i].code && x->bits == known[i].bits) {
+            *out = known[i].dtype;
+            return 0;
+        }
     }
-    switch (kind) {
-    case NRI_DL_FLOAT << 8 | 16:
-        *out = NRI_FLOAT16;
-        return 0;
-    case NRI_DL_BFLOAT << 8 | 16:
-        *out = NRI_BFLOAT16;
-        return 0;
-    case NRI_DL_FLOAT << 8 | 32:
-        *out = NRI_FLOAT32;
-        return 0;
-    case NRI_DL_FLOAT << 8 | 64:
-        *out = NRI_FLOAT64;
-        return 0;
-    default:
-        return -1;
-    }
+    return -1;
 }
 
 /* A lazily negated view looks like ordinary memory to DLPack; what it shows has to be computed. */

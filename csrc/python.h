@@ -72,7 +72,7 @@ PyObject *name_tuple(const char *const *names);
 
 /* -------------------------------------------------------------------------------------------------------- py_tensor.c */
 
-/* Take a [B, ...] tensor for the backend of the pattern; it has to look like the pattern.  `release` it also after a failure. */
+/* Take a [B, ...] tensor that looks like the pattern; `release` it also after a failure. */
 int take_like(const pattern *p, PyObject *x, const char *name, intake *in);
 void release(intake *in);
 

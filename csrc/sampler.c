@@ -19,7 +19,7 @@ divides only by the A_k of steps that really are remembered, so it works whereve
 /* An own-state coefficient this much smaller than the rest of its step leaves nothing of the state in float32. */
 static const double SINGULAR = 1e-5;
 /* What the elimination leaves of an output that a step does not read: without it a first-order step would look as if it
-   remembered.  Far above double's rounding, far below any coefficient of a scheduler. */
+   remembered.  Far above double's rounding, far below the coefficients of schedulers. */
 static const double ROUNDING = 1e-9;
 
 static bool

@@ -29,9 +29,9 @@ Sources: cvxgrp/aa (rejection), PETSc SNESANDERSON (restart at 2 |F_min|).
 #include "arena.h"
 #include "solve.h"
 
-/* PATIENCE: a full Anderson cycle of the default depth may pass without a new best, but hardly another evaluation. */
-enum { MAX_RESTARTS = 2, MAX_FAILURES = 2, PATIENCE = 4 };
-/* LARGEST: type I divides by a difference of two residuals; a larger weight of an old iterate is mostly its rounding. */
+/* PATIENCE: evaluations without a new best after which a sample ends. */
+enum { MAX_RESTARTS = 2, PATIENCE = 4 };
+/* LARGEST: a weight of type I beyond it is a quotient by the difference of two nearly equal numbers. */
 static const double GROWTH = 2, LARGEST = 100;
 
 typedef enum { MIX, HALF, BEST, ORIGIN, KEEP } move;
@@ -48,6 +48,9 @@ nri_solve_create(nri_solve *s)
         ARRAY(valid, B, n),    ARRAY(gram, B, n * n), ARRAY(dots, B, widest), ARRAY(coef, B, widest), ARRAY(mark, B, 1),
         ARRAY(moves, B, 1),
     };
+    s->mean = s->solver == NRI_NEWTON ? s->slot.newton + NRI_NEWTON_MEAN : -1;
+    s->cotangent = s->slot.newton + NRI_NEWTON_SIGN;
+    s->product = s->slot.newton + NRI_NEWTON_PRODUCT;
     s->block = NRI_CARVE(s, arrays);
     return s->block ? NRI_OK : NRI_NO_MEMORY;
 }
@@ -63,6 +66,7 @@ void
 nri_solve_begin(nri_solve *s, const bool *skip)
 {
     s->k = 0;
+    s->differentiates = s->solver == NRI_NEWTON && s->max_nfe > 2; /* an evaluation, a product, an evaluation */
     for (int64_t b = 0; b < s->v->batch; b++) {
         s->reason[b] = skip && skip[b] ? NRI_MAX_NFE : NRI_RUNNING;
         s->nfe[b] = s->restarts[b] = s->failures[b] = 0;
@@ -74,41 +78,6 @@ nri_solve_begin(nri_solve *s, const bool *skip)
     }
     memset(s->valid, 0, sizeof(*s->valid) * (size_t)(s->v->batch * (s->depth + 1)));
     s->asks = nri_solve_running(s) ? NRI_VALUE : NRI_NOTHING;
-}
-
-bool
-nri_solve_running(const nri_solve *s)
-{
-    for (int64_t b = 0; b < s->v->batch; b++) {
-        if (s->reason[b] == NRI_RUNNING) {
-            return true;
-        }
-    }
-    return false;
-}
-
-bool
-nri_solve_differentiates(const nri_solve *s)
-{
-    return s->solver == NRI_NEWTON && s->max_nfe > 2; /* an evaluation, a product, an evaluation */
-}
-
-int
-nri_solve_mean(const nri_solve *s)
-{
-    return s->solver == NRI_NEWTON ? s->slot.newton + NRI_NEWTON_MEAN : -1;
-}
-
-int
-nri_solve_cotangent(const nri_solve *s)
-{
-    return s->slot.newton + NRI_NEWTON_SIGN;
-}
-
-int
-nri_solve_product(const nri_solve *s)
-{
-    return s->slot.newton + NRI_NEWTON_PRODUCT;
 }
 
 /* The place of iterate k in the rings. */
@@ -125,8 +94,8 @@ decide_failed(nri_solve *s, int64_t b)
     s->failures[b]++;
     s->tally.failed[b]++;
     bool spent = s->nfe[b] >= s->max_nfe, found = s->best_at[b] >= 0;
-    if (s->failures[b] >= MAX_FAILURES || spent) {
-        nri_solve_finish(s, b, spent && found && s->failures[b] < MAX_FAILURES ? NRI_MAX_NFE : NRI_NON_FINITE);
+    if (s->failures[b] >= NRI_MAX_FAILURES || spent) {
+        nri_solve_finish(s, b, spent && found && s->failures[b] < NRI_MAX_FAILURES ? NRI_MAX_NFE : NRI_NON_FINITE);
         return found ? BEST : ORIGIN;
     }
     return s->best_at[b] < 0 ? ORIGIN : HALF;

@@ -2,7 +2,7 @@
 One implicit equation z = f(z) for a batch: per-sample weights, stopping, restarts and reasons.
 
 solve.c has fixed-point iteration and Anderson acceleration, anderson.c its weights, newton.c the scalar Newton-Raphson.
-The caller evaluates what `asks` says and feeds it; which method is at work is no business of the caller's.
+The caller evaluates what `asks` says and feeds it, and need not know which method is at work.
 */
 #ifndef NRINV_SOLVE_H
 #define NRINV_SOLVE_H
@@ -18,6 +18,9 @@ gram[i * ld + j] = <r_i, r_j> restricted to the n rows `index`, the newest last.
 bool nri_anderson_weights(int n, const int *index, const double *gram, int ld, double *w);
 
 /* --------------------------------------------------------------------------------------------------------- solve.c */
+
+/* Not finite so often in a row: the sample ends. */
+enum { NRI_MAX_FAILURES = 2 };
 
 /* The slots of one solve, in this order; `rings` are depth + 1 slots each. */
 typedef struct {
@@ -53,25 +56,28 @@ typedef struct {
 
     /* for the caller to read */
     nri_asks asks;
-    int k;               /* evaluations since begin */
-    nri_reason *reason;  /* [B] */
-    int *nfe;            /* [B] */
-    double *residual;    /* [B] norm of the last finite residual */
-    double *best;        /* [B] smallest norm so far, infinite before the first */
-    bool *improved;      /* [B] the last evaluation set `best` */
-    bool *finished;      /* [B] the last feed ended the sample */
-    bool *failed;        /* [B] what was fed last was not finite */
+    bool differentiates;    /* gradients may be asked for */
+    int mean;               /* the slot where mu is needed before nri_solve_begin; -1: nowhere */
+    int cotangent, product; /* slots of a gradient's v and of J^T v, J the network's Jacobian at the iterate */
+    int k;                  /* evaluations since begin */
+    nri_reason *reason;     /* [B] */
+    int *nfe;               /* [B] */
+    double *residual;       /* [B] norm of the last finite residual */
+    double *best;           /* [B] smallest norm so far, infinite before the first */
+    bool *improved;         /* [B] the last evaluation set `best` */
+    bool *finished;         /* [B] the last feed ended the sample */
+    bool *failed;           /* [B] what was fed last was not finite */
 
     /* of solve.c and newton.c alone */
     double *merit, *length, *pull;      /* [B] smallest F / D, length of the step tried, lam w / rms(z - mu) */
     int *best_at, *restarts, *failures; /* [B] of this equation */
-    bool *wants;         /* [B] waits for a gradient */
-    bool *valid;         /* [B][depth + 1] ring entries that may be mixed */
-    double *gram;        /* [B][depth + 1][depth + 1] */
-    double *dots, *coef; /* [B][the widest combination] */
-    bool *mark;          /* [B] scratch */
-    uint8_t *moves;      /* [B] what each sample does next */
-    void *block;         /* the allocation behind the arrays */
+    bool *wants;                        /* [B] waits for a gradient */
+    bool *valid;                        /* [B][depth + 1] ring entries that may be mixed */
+    double *gram;                       /* [B][depth + 1][depth + 1] */
+    double *dots, *coef;                /* [B][the widest combination] */
+    bool *mark;                         /* [B] scratch */
+    uint8_t *moves;                     /* [B] what each sample does next */
+    void *block;                        /* the allocation behind the arrays */
 } nri_solve;
 
 nri_status nri_solve_create(nri_solve *s);
@@ -83,17 +89,16 @@ void nri_solve_begin(nri_solve *s, const bool *skip);
 /* Take what was asked for, and write the next iterate, for finished samples the final one, to slot z. */
 nri_status nri_solve_feed(nri_solve *s, int z);
 
-bool nri_solve_running(const nri_solve *s);
-
-/* Whether gradients may be asked for. */
-bool nri_solve_differentiates(const nri_solve *s);
-
-/* The slot where the mean mu of the forward process is needed before nri_solve_begin; -1: nowhere. */
-int nri_solve_mean(const nri_solve *s);
-
-/* A gradient's v, and where J^T v belongs, J the network's Jacobian at the iterate. */
-int nri_solve_cotangent(const nri_solve *s);
-int nri_solve_product(const nri_solve *s);
+static inline bool
+nri_solve_running(const nri_solve *s)
+{
+    for (int64_t b = 0; b < s->v->batch; b++) {
+        if (s->reason[b] == NRI_RUNNING) {
+            return true;
+        }
+    }
+    return false;
+}
 
 /* Whether sample b takes part in what is asked for. */
 static inline bool

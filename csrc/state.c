@@ -83,6 +83,7 @@ nri_settle(nri_inversion *inv)
             log_step(inv, b);
         }
     }
+    /* what the equation needs of s_{j+1} and m_{j+1} is in C: their slots may be reused */
     NRI_TRY(inv->v->ops->copy(inv->v, STATE, Z, inv->step.finished));
     return inv->v->ops->copy(inv->v, M_PREV, M, inv->step.finished);
 }

@@ -42,11 +42,10 @@ static nri_status
 describe(nri_inversion *inv, double A)
 {
     nri_solve *s = &inv->step;
-    int mean = nri_solve_mean(s);
     s->slope = inv->beta;
     s->weight = fabs(A) > 1 ? 1 / (1 - 1 / (A * A)) : 1;
     s->type_one = inv->options.solver == NRI_AUTO && inv->allowance[inv->j] == 2 && nri_kappa(inv->sampler, inv->j) >= STIFF;
-    return mean < 0 ? NRI_OK : nri_combine_all(inv, mean, (nri_rows){STATE, 1, 1}, (double[]){1 / A});
+    return s->mean < 0 ? NRI_OK : nri_combine_all(inv, s->mean, (nri_rows){STATE, 1, 1}, (double[]){1 / A});
 }
 
 /* Lay out the equation of step j: C, beta and the first guess Z. */
@@ -103,7 +102,7 @@ nri_feed_sweep(nri_inversion *inv, const nri_tensor *answer, bool *ended)
 {
     nri_solve *s = &inv->step;
     bool value = s->asks == NRI_VALUE;
-    NRI_TRY(nri_load_answer(inv, value ? M : nri_solve_product(s), answer));
+    NRI_TRY(nri_load_answer(inv, value ? M : s->product, answer));
     if (value) {
         NRI_TRY(evaluate(inv));
     }

@@ -40,16 +40,17 @@ for options in ({}, ROUNDS, PASSES, {"solver": "fixed_point", "verify": True}, {
                 output[::3] = np.nan
             inversion.feed(output)
         assert np.isfinite(inversion.result().latents).all()
-tail = Sampler([1.0, 0.0], [[1.0, 0.0, -0.5, 0.0], [0.0, 1.0, 0.0, -0.5]], [1.0, 1.0], [[1.0, 1.0], [1.0, 0.5], [1.0, 0.0]])
+levels = [[1.0, 1.0], [1.0, 0.5], [1.0, 0.0]]
+tail = Sampler([1.0, 0.0], [[1.0, 0.0, -0.5, 0.0], [0.0, 1.0, 0.0, -0.5]], [1.0, 1.0], levels)
 for draws in (None, [target, -target]):
     for only in (False, True):
-        inversion = Inversion(
-            sampler, target, noises=noises, guess=target, correct_from=tail, draws=draws, radius=np.full(70, 0.5), correct_only=only
-        )
+        options = {"correct_from": tail, "draws": draws, "radius": np.full(70, 0.5), "correct_only": only}
+        inversion = Inversion(sampler, target, noises=noises, guess=target, **options)
         while request := inversion.next():
             inversion.feed(np.tanh(request.sample))
         assert np.isfinite(inversion.result().latents).all()
-for bad in ({"max_nfe": 0}, {"max_nfe": 2**31 - 1}, {"rounds": 2**31 - 1}, {"correct_from": tail, "correct_rounds": 2**30}, {"solver": "x"}, {"noises": []}, {"tol": -1.0}):
+HUGE = ({"max_nfe": 2**31 - 1}, {"rounds": 2**31 - 1}, {"correct_from": tail, "correct_rounds": 2**30})
+for bad in (*HUGE, {"max_nfe": 0}, {"solver": "x"}, {"noises": []}, {"tol": -1.0}):
     try:
         Inversion(sampler, target, **{"noises": noises, **bad})
     except ValueError:

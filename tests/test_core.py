@@ -295,7 +295,7 @@ def test_lists_are_read_once(target):
     noise = np.zeros(SHAPE, np.float32)
     Inversion(sampler(2), target, noises=Liar([noise, noise]))
     Inversion(sampler(2), target, noises=iter([noise, noise]))
-    with pytest.raises(ValueError, match="noises must hold 2 tensors.*got 3"):
+    with pytest.raises(ValueError, match=r"noises must hold 2 tensors.*got 3"):
         Inversion(sampler(2), target, noises=Liar([noise] * 3))
     with pytest.raises(TypeError):
         Inversion(sampler(2), target, noises=3)

@@ -422,8 +422,11 @@ check_refusals(void)
     memcpy(memory.levels, noisy.levels, sizeof(noisy.levels));
     o.absorb = true;
     CHECK(toy_open(&bare, &o, 1, 3, &s) == NRI_BAD_ARGUMENT);
+    CHECK(strstr(s.problem.text, "noise='absorb' needs a sampler with levels;") == s.problem.text);
     toy_shut(&s);
     CHECK(toy_open(&memory, &o, 1, 3, &s) == NRI_BAD_ARGUMENT);
+    CHECK(strstr(s.problem.text, "noise='absorb' needs a sampler that remembers no older network outputs;")
+          == s.problem.text);
     toy_shut(&s);
     CHECK(toy_open(&noisy, &o, 1, 3, &s) == NRI_OK);
     toy_shut(&s);

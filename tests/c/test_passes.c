@@ -343,13 +343,16 @@ check_refusals(void)
     check_label = "passes, refusals";
     CHECK(toy_open(&f, &o, 1, 3, &s) == NRI_BAD_ARGUMENT);
     toy_shut(&s);
+    CHECK(strcmp(s.problem.text, "order='passes' does not go with solver='newton'; use order='reversed'") == 0);
     o = passes(NRI_AUTO);
     o.rounds = 1;
     CHECK(toy_open(&f, &o, 1, 3, &s) == NRI_BAD_ARGUMENT);
+    CHECK(strcmp(s.problem.text, "order='passes' does not go with rounds above 0; use order='reversed'") == 0);
     toy_shut(&s);
     o = passes(NRI_AUTO);
     o.absorb = true;
     CHECK(toy_open(&f, &o, 1, 3, &s) == NRI_BAD_ARGUMENT);
+    CHECK(strcmp(s.problem.text, "order='passes' does not go with noise='absorb'; use order='reversed'") == 0);
     toy_shut(&s);
     o = passes(NRI_AUTO);
     o.order = NRI_PASSES + 1;

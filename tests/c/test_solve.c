@@ -98,7 +98,7 @@ make_solve(nri_space *v, settings o, outcome *out)
                    .slot = {RINGS, RINGS + o.depth + 1, BEST_F, BEST_R, SPARE, ORIGIN, -1},
                    .tally = {out->restarts, out->rejected, out->failed}};
     CHECK(nri_solve_create(&s) == NRI_OK);
-    CHECK(!nri_solve_differentiates(&s) && nri_solve_mean(&s) == -1);
+    CHECK(!s.differentiates && s.mean == -1);
     return s;
 }
 

@@ -175,8 +175,33 @@ check_creation(void)
             CHECK(out[i] == 0);
         }
     }
+    static const int64_t others[][2] = {{1, 6}, {3, 6}, {2, 5}, {2, 7}, {6, 2}, {12, 1}}; /* of another B or D */
+    for (int i = 0; i < 6; i++) {
+        t = toy_tensor(out, NRI_FLOAT32, shape, others[i][0], others[i][1]);
+        CHECK(!nri_space_fits(v, &t));
+        CHECK(v->ops->load(v, 0, &t) == NRI_BAD_ARGUMENT && v->ops->store(v, 0, &t) == NRI_BAD_ARGUMENT);
+    }
+    t = toy_tensor(out, NRI_FLOAT32, shape, 2, 6);
+    CHECK(nri_space_fits(v, &t));
     nri_space_destroy(v);
     nri_space_destroy(NULL);
+    /* bytes that cannot be counted */
+    t = toy_tensor(NULL, NRI_FLOAT32, shape, (int64_t)1 << 20, (int64_t)1 << 20);
+    CHECK(nri_space_create_host(&t, 1 << 21, &v) == NRI_NO_MEMORY && !v);
+}
+
+/* The text of a failure stays until the next, cut where it is too long. */
+static void
+check_error(void)
+{
+    char text[1000];
+    nri_set_backend_error("first");
+    nri_set_backend_error("second");
+    CHECK(strcmp(nri_backend_error(), "second") == 0);
+    memset(text, 'x', sizeof(text) - 1);
+    text[sizeof(text) - 1] = 0;
+    nri_set_backend_error(text);
+    CHECK(strlen(nri_backend_error()) < sizeof(text) && strncmp(nri_backend_error(), "xxx", 3) == 0);
 }
 
 /* The nearest number with `digits` binary digits behind the first and exponents from `least` on; ties to even. */
@@ -351,6 +376,7 @@ test_vec(void)
 {
     check_label = "creation";
     check_creation();
+    check_error();
     check_label = "operations";
     check_operations();
     check_label = "sign";
