@@ -25,6 +25,10 @@ check: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python benchmarks/report.py --check
+	$(BIN)/pyright
+	$(BIN)/mypy
+	$(BIN)/stubtest --mypy-config-file pyproject.toml nrinv._C
+	$(BIN)/pytest -q tests/typing
 	$(BIN)/clang-format --dry-run --Werror csrc/*.c csrc/*.h tests/c/*.c tests/c/*.h
 	$(MAKE) -C tests/c sanitize valgrind BUILD=$(CURDIR)/build/c
 	$(BIN)/python tests/sanitize.py

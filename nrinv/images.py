@@ -22,6 +22,7 @@ from .known import (
     takes_patches,
 )
 from .layout import pack, unpack
+from .session import without_gradients
 
 IMAGE_TYPES = "a PIL image, a NumPy array [H, W, 3], a tensor [3, H, W], a path, a list of these, or latents"
 
@@ -170,7 +171,7 @@ def image_size(pipe, latents, *, height=None, width=None):
     return {name: n for name, n in (("height", height), ("width", width)) if n is not None and name in known}
 
 
-@torch.no_grad()
+@without_gradients
 def encode(pipe: Any, image: Any, *, height: int | None = None, width: int | None = None) -> torch.Tensor:
     """The latents [B, ...] that `pipe` would draw `image` from, as its `latents=` takes them, in its dtype, on its device.
 
@@ -214,7 +215,7 @@ def _patches(pipe, z):
     return pipe._patchify_latents(z) if takes_patches(pipe) else z
 
 
-@torch.no_grad()
+@without_gradients
 def decode(pipe: Any, latents: torch.Tensor, *, height: int | None = None, width: int | None = None) -> torch.Tensor:
     """The images [B, 3, H, W] in 0..1, float32, that the autoencoder of `pipe` makes of `latents`, laid out as in `encode`.
 

@@ -19,17 +19,6 @@ Noise = TypeVar("Noise", torch.Tensor, np.ndarray)
 
 @overload
 def interpolate(
-    a: Noise,
-    b: Noise,
-    num: Any = 9,
-    *,
-    method: str = "spectral",
-    spacing: str = "euclidean",
-    seed: int = 0,
-    pipe: Any = None,
-) -> Noise: ...
-@overload
-def interpolate(
     a: InversionOutput,
     b: InversionOutput,
     num: Any = 9,
@@ -39,6 +28,8 @@ def interpolate(
     seed: int = 0,
     pipe: Any = None,
 ) -> InversionOutput: ...
+@overload
+def interpolate(a: Noise, b: Noise, num: Any = 9, *, method: str = ..., spacing: str = ..., seed: int = 0) -> Noise: ...
 @known_names
 def interpolate(
     a: Any, b: Any, num: Any = 9, *, method: str = "spectral", spacing: str = "euclidean", seed: int = 0, pipe: Any = None

@@ -18,7 +18,7 @@ from .layout import closeness
 from .loops import guides_each_step, reads_index
 from .plan import Correction, Task
 from .replay import Recorder, ReplayScheduler, norms
-from .session import swapped_scheduler
+from .session import swapped_scheduler, without_gradients
 from .solver import Method, Solver, as_solver
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def _check_share(name, value):
 
 
 @known_names
-@torch.no_grad()
+@without_gradients
 def invert(
     pipe: Any,
     image: Any = None,
@@ -412,7 +412,7 @@ class CorrectionOutput(BaseOutput):
 
 
 @known_names
-@torch.no_grad()
+@without_gradients
 def correct(
     pipe: Any,
     image: Any,

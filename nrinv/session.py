@@ -1,12 +1,21 @@
 """What is changed while a stock pipeline runs for us, and put back afterwards, whatever happens."""
 
 import inspect
+from collections.abc import Callable
 from contextlib import contextmanager
 from functools import partial
+from typing import Any, TypeVar
 
 import torch
 
 from .known import modules
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def without_gradients(function: F) -> F:
+    """torch.no_grad() for type checkers that are not shown torch: the function keeps its type."""
+    return torch.no_grad()(function)
 
 
 @contextmanager

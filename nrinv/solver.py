@@ -21,8 +21,9 @@ _PLAIN = Sampler([0.0], [[1.0, 1.0]], [1.0])
 class Method(Protocol):
     """What `invert` takes as its `solver`: a method of one's own has these two."""
 
-    predictor: bool
-    """Whether the first evaluation may be a natural noisy image in place of the image itself."""
+    @property
+    def predictor(self) -> bool:
+        """Whether the first evaluation may be a natural noisy image in place of the image itself."""
 
     def open(self, sampler: Sampler, target: Any, **given: Any) -> Any:
         """A machine with `next`, `feed`, `result` and `max_evaluations` as `Inversion` has them; given: its options."""
