@@ -187,7 +187,7 @@ def check_pipeline(pipe) -> None:
         raise ValueError(f"pipe: {name} has no scheduler of its own; give the pipelines it is made of")
     if "latents" not in known and "strength" not in known:
         raise ValueError(f"pipe: {name} takes no latents, so nothing can be drawn from the noise that would be found")
-    part = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
+    part = next((one for one in (getattr(pipe, name, None) for name in ("unet", "transformer")) if one is not None), None)
     if "mask_image" in known and part is not None:
         taken = part.config.get("in_channels")
         if taken == (part.config.get("out_channels") or taken):

@@ -508,7 +508,7 @@ def test_the_precision_of_the_network_sets_the_tolerance(base, held_out):
     pipe = copy.deepcopy(base).to(torch.bfloat16)
     call = {"num_inference_steps": 20, "guidance_scale": 1.0, "verify": True}
     default, tight = (nrinv.invert(pipe, images[0], captions[0], tol=tol, **call) for tol in (None, 1e-4))
-    assert default.nfe[0] < 0.6 * tight.nfe[0] and default.error[0] < 1.5 * tight.error[0]
+    assert default.nfe[0] < 0.7 * tight.nfe[0] and default.error[0] < 1.5 * tight.error[0]
     assert np.array_equal(nrinv.invert(base, images[0], captions[0], tol=1e-4, **call).nfe,
                           nrinv.invert(base, images[0], captions[0], **call).nfe)  # fmt: skip
 
