@@ -4,6 +4,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Editable by a plain path, which type checkers can follow.
 # One thread a process: small networks are many times slower when threads outnumber cores.
 export OMP_NUM_THREADS ?= 1
 
@@ -12,7 +13,7 @@ export OMP_NUM_THREADS ?= 1
 $(VENV)/installed: pyproject.toml setup.py constraints.txt $(wildcard csrc/*.c csrc/*.h)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints.txt torch setuptools numpy
-	$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e ".[test,check]"
+	$(BIN)/pip install -q -c constraints.txt --no-build-isolation --config-settings editable_mode=compat -e ".[test,check]"
 	touch $@
 
 demo: $(VENV)/installed

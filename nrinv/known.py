@@ -82,7 +82,7 @@ def refusal(thing, table):
 _OLD_NAME = re.compile(r"""kwargs\.(?:pop|get)\(\s*["'](\w+)["']""")
 
 
-def _parameters(cls) -> tuple[dict[str, Any], bool]:
+def call_parameters(cls) -> tuple[dict[str, Any], bool]:
     """The names that a call of the class takes, and whether it takes any others."""
     found, any_other = {}, False
     for base in cls.__mro__:
@@ -102,12 +102,12 @@ def _parameters(cls) -> tuple[dict[str, Any], bool]:
 
 def parameters(pipe) -> dict[str, Any]:
     """The parameters of the pipeline's call, by name; those it passes on to the class it is derived from among them."""
-    return _parameters(type(pipe))[0]
+    return call_parameters(type(pipe))[0]
 
 
 def takes_any(pipe) -> bool:
     """Whether the pipeline's call takes names that its code does not tell."""
-    return _parameters(type(pipe))[1]
+    return call_parameters(type(pipe))[1]
 
 
 def slices(pipe) -> bool:

@@ -9,38 +9,10 @@ import weakref
 import numpy as np
 import pytest
 import torch
+from helpers import SHAPE, E, drive, numpy_answer, small_sampler, torch_answer
 
 import nrinv
 from nrinv import _C, Inversion, Sampler
-
-E = 4
-SHAPE = (3, 4, 6, 5)
-
-
-def sampler(noises=0):
-    steps = np.zeros((E, 2 * E + noises))
-    for j in range(E):
-        steps[j, j], steps[j, E + j] = 1.05, -0.4
-        steps[j, 2 * E : 2 * E + noises] = 0.1 * (j + 1)
-    return Sampler(np.arange(E)[::-1] * 100.0, steps, np.full(E, 0.9))
-
-
-def network(x):
-    return np.tanh(x + 0.3 * np.roll(x, 1, -1))
-
-
-def drive(inversion, answer):
-    while (request := inversion.next()) is not None:
-        inversion.feed(answer(request))
-    return inversion.result()
-
-
-def numpy_answer(request):
-    return network(request.scale * request.sample)
-
-
-def torch_answer(request):
-    return torch.from_numpy(network(request.scale * request.sample.float().numpy()))
 
 
 @pytest.fixture
@@ -58,8 +30,8 @@ OPTIONS = [
 
 @pytest.mark.parametrize("options", OPTIONS)
 def test_tensors_and_arrays_give_the_same(target, options):
-    a = drive(Inversion(sampler(), target, **options), numpy_answer)
-    b = drive(Inversion(sampler(), torch.from_numpy(target), **options), torch_answer)
+    a = drive(Inversion(small_sampler(), target, **options), numpy_answer)
+    b = drive(Inversion(small_sampler(), torch.from_numpy(target), **options), torch_answer)
     assert isinstance(a.latents, np.ndarray) and isinstance(b.latents, torch.Tensor)
     np.testing.assert_allclose(b.latents.numpy(), a.latents, atol=1e-5)
     np.testing.assert_array_equal(a.nfe, b.nfe)
@@ -68,7 +40,7 @@ def test_tensors_and_arrays_give_the_same(target, options):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_samples_come_in_the_target_s_dtype_and_the_state_stays_float32(target, dtype):
-    inversion = Inversion(sampler(), torch.from_numpy(target).to(dtype), max_nfe=8)
+    inversion = Inversion(small_sampler(), torch.from_numpy(target).to(dtype), max_nfe=8)
     seen = set()
 
     def answer(request):
@@ -82,21 +54,23 @@ def test_samples_come_in_the_target_s_dtype_and_the_state_stays_float32(target, 
 
 
 def test_strided_and_channels_last_tensors_are_read_as_they_are(target):
-    plain = drive(Inversion(sampler(), torch.from_numpy(target)), torch_answer)
+    plain = drive(Inversion(small_sampler(), torch.from_numpy(target)), torch_answer)
     last = torch.from_numpy(target).contiguous(memory_format=torch.channels_last)
     wide = torch.zeros(*SHAPE[:3], 9)
     wide[..., 2:7] = torch.from_numpy(target)
     for given in (last, wide[..., 2:7]):
         assert not given.is_contiguous()
-        result = drive(Inversion(sampler(), given), lambda r: torch_answer(r).contiguous(memory_format=torch.channels_last))
+        result = drive(
+            Inversion(small_sampler(), given), lambda r: torch_answer(r).contiguous(memory_format=torch.channels_last)
+        )
         np.testing.assert_array_equal(result.latents.numpy(), plain.latents.numpy())
 
 
 def test_a_lazily_negated_view_is_read_as_it_shows(target):
     negated = torch.complex(torch.zeros(SHAPE), torch.from_numpy(target)).conj().imag
     assert negated.is_neg()
-    got = drive(Inversion(sampler(), negated), torch_answer)
-    want = drive(Inversion(sampler(), torch.from_numpy(-target)), torch_answer)
+    got = drive(Inversion(small_sampler(), negated), torch_answer)
+    want = drive(Inversion(small_sampler(), torch.from_numpy(-target)), torch_answer)
     np.testing.assert_array_equal(got.latents.numpy(), want.latents.numpy())
 
 
@@ -109,7 +83,7 @@ def test_inputs_are_not_changed(target):
         outputs[-1] += (outputs[-1][0].clone(), request.sample.clone())
         return outputs[-1][0]
 
-    drive(Inversion(sampler(), tensor), answer)
+    drive(Inversion(small_sampler(), tensor), answer)
     np.testing.assert_array_equal(target, kept)
     for output, sample, output_then, sample_then in outputs:
         assert torch.equal(output, output_then) and torch.equal(sample, sample_then)
@@ -117,7 +91,7 @@ def test_inputs_are_not_changed(target):
 
 @pytest.mark.parametrize("context", ["inference_mode", "autocast", "medium", "grad", "default_dtype"])
 def test_torch_s_modes_do_not_reach_the_solver(target, context):
-    want = drive(Inversion(sampler(), torch.from_numpy(target), max_nfe=6), torch_answer).latents
+    want = drive(Inversion(small_sampler(), torch.from_numpy(target), max_nfe=6), torch_answer).latents
     precision = torch.get_float32_matmul_precision()
     manager = {
         "inference_mode": torch.inference_mode(),
@@ -133,7 +107,7 @@ def test_torch_s_modes_do_not_reach_the_solver(target, context):
             start = torch.from_numpy(target)
             if context == "grad":
                 start.requires_grad_()
-            got = drive(Inversion(sampler(), start, max_nfe=6), torch_answer).latents
+            got = drive(Inversion(small_sampler(), start, max_nfe=6), torch_answer).latents
     finally:
         torch.set_float32_matmul_precision(precision)
         torch.set_default_dtype(torch.float32)
@@ -141,7 +115,7 @@ def test_torch_s_modes_do_not_reach_the_solver(target, context):
 
 
 def test_next_repeats_its_request_until_it_is_answered(target):
-    inversion = Inversion(sampler(), target)
+    inversion = Inversion(small_sampler(), target)
     first, again = inversion.next(), inversion.next()
     assert first.index == again.index == E - 1 and first.timestep == 0.0 and first.scale == 0.9
     np.testing.assert_array_equal(first.sample, again.sample)
@@ -149,7 +123,7 @@ def test_next_repeats_its_request_until_it_is_answered(target):
 
 
 def test_out_of_order_calls(target):
-    inversion = Inversion(sampler(), target)
+    inversion = Inversion(small_sampler(), target)
     with pytest.raises(RuntimeError, match="not finished"):
         inversion.result()
     inversion.next()
@@ -172,12 +146,12 @@ def test_a_network_that_fails_once_is_forgiven_and_one_that_keeps_failing_is_a_r
 
         return answer
 
-    want = drive(Inversion(sampler(), target, max_nfe=10), numpy_answer)
-    once = drive(Inversion(sampler(), target, max_nfe=10), sometimes(lambda n: n == 5))
+    want = drive(Inversion(small_sampler(), target, max_nfe=10), numpy_answer)
+    once = drive(Inversion(small_sampler(), target, max_nfe=10), sometimes(lambda n: n == 5))
     np.testing.assert_allclose(once.latents, want.latents, atol=2e-3)
     assert "non_finite" not in once.reasons
     calls = 0
-    always = drive(Inversion(sampler(), target, max_nfe=10), sometimes(lambda n: n >= 5))
+    always = drive(Inversion(small_sampler(), target, max_nfe=10), sometimes(lambda n: n >= 5))
     assert always.reasons[1] == "non_finite"
     assert np.isfinite(always.latents).all()
     np.testing.assert_array_equal(always.latents[[0, 2]], want.latents[[0, 2]])
@@ -221,7 +195,7 @@ def test_rows_of_inactive_samples_do_not_matter(target, kind, options):
     target[1] *= 30  # saturated
     target[2] = 0
     absorb = options.get("noise") == "absorb"
-    form = absorbing_sampler() if absorb else sampler()
+    form = absorbing_sampler() if absorb else small_sampler()
     rng = np.random.default_rng(1)
     noises = [wrap(rng.standard_normal(SHAPE).astype(np.float32)) for _ in range(form.num_noises)]
     inactive = 0
@@ -252,7 +226,7 @@ def test_rows_of_inactive_samples_do_not_matter(target, kind, options):
 
 
 def test_failures_and_refused_mixtures_are_counted(target):
-    inversion, calls = Inversion(sampler(), target, max_nfe=8, tol=0), 0
+    inversion, calls = Inversion(small_sampler(), target, max_nfe=8, tol=0), 0
     while (request := inversion.next()) is not None:
         output, calls = numpy_answer(request), calls + 1
         output[1] *= np.nan if calls in (2, 11) else 1
@@ -271,15 +245,15 @@ def test_names_are_listed():
 
 
 def test_a_target_resized_by_its_owner_changes_nothing(target):
-    want = drive(Inversion(sampler(), target), numpy_answer).latents
+    want = drive(Inversion(small_sampler(), target), numpy_answer).latents
     own = target.copy()
-    inversion = Inversion(sampler(), own)
+    inversion = Inversion(small_sampler(), own)
     own.resize((1, 2), refcheck=False)
     np.testing.assert_array_equal(drive(inversion, numpy_answer).latents, want)
     with pytest.raises(ValueError, match=r"model_output must have the target's shape \(3, 4, 6, 5\), got \(1, 2\)"):
-        Inversion(sampler(), target).feed(own)
+        Inversion(small_sampler(), target).feed(own)
     tensor = torch.from_numpy(target.copy())
-    inversion = Inversion(sampler(), tensor)
+    inversion = Inversion(small_sampler(), tensor)
     tensor.resize_(1, 2)
     with pytest.raises(ValueError, match="a resized target must have the target's shape"):
         inversion.next()
@@ -293,12 +267,12 @@ def test_lists_are_read_once(target):
             return 1
 
     noise = np.zeros(SHAPE, np.float32)
-    Inversion(sampler(2), target, noises=Liar([noise, noise]))
-    Inversion(sampler(2), target, noises=iter([noise, noise]))
+    Inversion(small_sampler(2), target, noises=Liar([noise, noise]))
+    Inversion(small_sampler(2), target, noises=iter([noise, noise]))
     with pytest.raises(ValueError, match=r"noises must hold 2 tensors.*got 3"):
-        Inversion(sampler(2), target, noises=Liar([noise] * 3))
+        Inversion(small_sampler(2), target, noises=Liar([noise] * 3))
     with pytest.raises(TypeError):
-        Inversion(sampler(2), target, noises=3)
+        Inversion(small_sampler(2), target, noises=3)
 
 
 def test_a_cycle_through_the_target_is_collected(target):
@@ -306,7 +280,7 @@ def test_a_cycle_through_the_target_is_collected(target):
         pass
 
     held = target.copy().view(Holder)
-    held.inversion = Inversion(sampler(), held)
+    held.inversion = Inversion(small_sampler(), held)
     alive = weakref.ref(held)
     del held
     gc.collect()
@@ -327,7 +301,7 @@ BAD_OPTIONS = [
     ({"max_nfe": 2**31 - 1}, "max_nfe must be at most 268435454 with this sampler, got 2147483647"),
     ({"rounds": 2**31 - 1}, "rounds must be at most [0-9]+ with this sampler and max_nfe, got 2147483647"),
     (
-        {"correct_from": sampler(), "correct_rounds": 2**30},
+        {"correct_from": small_sampler(), "correct_rounds": 2**30},
         "correct_rounds must be at most [0-9]+ with this sampler, got 1073",
     ),
     ({"correct_only": True}, "correct_only needs correct_from"),
@@ -342,27 +316,27 @@ BAD_OPTIONS = [
 @pytest.mark.parametrize(("options", "message"), BAD_OPTIONS)
 def test_bad_options(target, options, message):
     with pytest.raises(ValueError, match=message):
-        Inversion(sampler(), target, **options)
+        Inversion(small_sampler(), target, **options)
 
 
 def test_bad_tensors(target):
     with pytest.raises(ValueError, match="target must be finite"):
-        Inversion(sampler(), np.full(SHAPE, np.nan, np.float32))
+        Inversion(small_sampler(), np.full(SHAPE, np.nan, np.float32))
     with pytest.raises(ValueError, match="target must be a NumPy array or a torch tensor"):
-        Inversion(sampler(), [1.0, 2.0])
+        Inversion(small_sampler(), [1.0, 2.0])
     with pytest.raises(ValueError, match="target must be float16"):
-        Inversion(sampler(), np.zeros(SHAPE, np.int64))
+        Inversion(small_sampler(), np.zeros(SHAPE, np.int64))
     with pytest.raises(ValueError, match="target must not be empty"):
-        Inversion(sampler(), np.zeros((0, 4), np.float32))
+        Inversion(small_sampler(), np.zeros((0, 4), np.float32))
     with pytest.raises(ValueError, match="target must have a batch dimension"):
-        Inversion(sampler(), torch.tensor(1.0))
+        Inversion(small_sampler(), torch.tensor(1.0))
     with pytest.raises(ValueError, match="target"):
-        Inversion(sampler(), torch.empty(2, 3, device="meta"))
+        Inversion(small_sampler(), torch.empty(2, 3, device="meta"))
     with pytest.raises(ValueError, match="target"):
-        Inversion(sampler(), torch.eye(3).to_sparse())
+        Inversion(small_sampler(), torch.eye(3).to_sparse())
     with pytest.raises(ValueError, match="sampler must be a Sampler"):
         Inversion("ddim", target)
-    inversion = Inversion(sampler(), torch.from_numpy(target))
+    inversion = Inversion(small_sampler(), torch.from_numpy(target))
     inversion.next()
     with pytest.raises(ValueError, match=r"model_output must have the target's shape \(3, 4, 6, 5\), got \(3, 4, 5, 6\)"):
         inversion.feed(torch.zeros(3, 4, 5, 6))
@@ -370,7 +344,7 @@ def test_bad_tensors(target):
         inversion.feed(target)
     inversion.feed(torch.zeros(SHAPE))  # the request still stands after refused answers
     with pytest.raises(ValueError, match="noises must hold 2 tensors"):
-        Inversion(sampler(2), target)
+        Inversion(small_sampler(2), target)
 
 
 def test_a_fake_tensor_is_refused():
@@ -379,11 +353,11 @@ def test_a_fake_tensor_is_refused():
     with FakeTensorMode():
         fake = torch.empty(2, 3)
     with pytest.raises(ValueError, match="fake and meta tensors"):
-        Inversion(sampler(), fake)
+        Inversion(small_sampler(), fake)
 
 
 def test_bad_samplers():
-    good = sampler()
+    good = small_sampler()
     steps = good.steps
     steps[0, 3] = 1.0
     with pytest.raises(ValueError, match="steps: step 0 of 4: a step reads a state or a network output that does not"):
@@ -402,7 +376,7 @@ def test_bad_samplers():
 
 def test_an_inversion_in_use_refuses_another_thread():
     big = np.zeros((8, 4, 128, 128), np.float32)
-    inversion = Inversion(sampler(), big, max_nfe=50, tol=0)
+    inversion = Inversion(small_sampler(), big, max_nfe=50, tol=0)
     inversion.next()
     failures = []
 
@@ -434,9 +408,9 @@ def test_nothing_leaks(kind):
     given, answer = (target, numpy_answer) if kind == "numpy" else (torch.from_numpy(target), torch_answer)
 
     def once():
-        drive(Inversion(sampler(), given, rounds=1, verify=True, trajectory=True), answer)
+        drive(Inversion(small_sampler(), given, rounds=1, verify=True, trajectory=True), answer)
         for bad in (given[:, :, :1], "no tensor"):
-            inversion = Inversion(sampler(), given)
+            inversion = Inversion(small_sampler(), given)
             inversion.next()
             with pytest.raises(ValueError):
                 inversion.feed(bad)

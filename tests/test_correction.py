@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 import zoo
+from helpers import assert_same, fingerprint, with_scheduler
 from mixture import BETAS, Mixture, draw
-from test_pipeline import assert_same, fingerprint, with_scheduler
 
 import nrinv
 from nrinv.pipeline import round_trip_error

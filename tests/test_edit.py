@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import zoo
-from test_pipeline import distance, with_scheduler
+from helpers import distance, with_scheduler
 
 import nrinv
 

@@ -4,8 +4,9 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from helpers import SCHEDULERS
 from mixture import BETAS, Mixture, draw, invert
-from test_sampler import SCHEDULERS, make
+from zoo.schedulers import make
 
 import nrinv
 from nrinv.sampler import natural_guess

@@ -4,8 +4,8 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from helpers import SHAPE, drive, numpy_answer, small_sampler, torch_answer
 from mixture import BETAS, Mixture, draw, log_error
-from test_core import SHAPE, drive, numpy_answer, sampler, torch_answer
 
 import nrinv
 from nrinv import Inversion, Sampler
@@ -150,8 +150,8 @@ def test_rows_of_inactive_samples_do_not_matter_to_passes(kind, garbage):
         return output
 
     options = {"order": "passes", "max_nfe": 30, "verify": True, "trajectory": True}
-    want = drive(Inversion(sampler(), wrap(target), **options), answer)
-    got = drive(Inversion(sampler(), wrap(target), **options), spoil)
+    want = drive(Inversion(small_sampler(), wrap(target), **options), answer)
+    got = drive(Inversion(small_sampler(), wrap(target), **options), spoil)
     assert littered and got.reasons == want.reasons
     for name in ("latents", "residuals", "step_nfe", "nfe", "error", "trajectory"):
         np.testing.assert_array_equal(getattr(got, name), getattr(want, name), err_msg=name)
@@ -165,8 +165,8 @@ def test_a_network_that_keeps_failing_is_a_reason():
         output[1] = np.nan
         return output
 
-    want = drive(Inversion(sampler(), target, order="passes", max_nfe=30), numpy_answer)
-    got = drive(Inversion(sampler(), target, order="passes", max_nfe=30, verify=True), sometimes)
+    want = drive(Inversion(small_sampler(), target, order="passes", max_nfe=30), numpy_answer)
+    got = drive(Inversion(small_sampler(), target, order="passes", max_nfe=30, verify=True), sometimes)
     assert got.reasons == [want.reasons[0], "non_finite", want.reasons[2]]
     assert np.isfinite(got.latents).all() and np.isnan(got.error[1]) and (got.error[[0, 2]] < 1e-3).all()
     np.testing.assert_array_equal(got.latents[[0, 2]], want.latents[[0, 2]])
@@ -177,14 +177,17 @@ def test_a_network_that_keeps_failing_is_a_reason():
     [
         ({"order": "forward"}, "order must be one of reversed, passes, got 'forward'"),
         ({"order": "passes", "rounds": 1}, "order='passes' does not go with rounds above 0"),
-        ({"order": "passes", "correct_from": sampler()}, "order='passes' does not go with a correction without draws"),
+        (
+            {"order": "passes", "correct_from": small_sampler()},
+            "order='passes' does not go with a correction without draws",
+        ),
         ({"order": "passes", "noise": "absorb"}, "order='passes' does not go with noise='absorb'"),
         ({"order": "passes", "solver": "newton"}, "order='passes' does not go with solver='newton'"),
     ],
 )
 def test_bad_orders(options, message):
     with pytest.raises(ValueError, match=message):
-        Inversion(sampler(), np.zeros(SHAPE, np.float32), **options)
+        Inversion(small_sampler(), np.zeros(SHAPE, np.float32), **options)
 
 
 def test_a_singular_step_is_refused():

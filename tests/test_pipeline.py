@@ -4,21 +4,16 @@ import copy
 import dataclasses
 from collections import Counter
 
-import diffusers
 import numpy as np
 import pytest
 import torch
+from helpers import assert_same, distance, fingerprint, with_scheduler
 from PIL import Image
 
 import nrinv
 from nrinv.images import psnr
 
 NAIVE = {"solver": nrinv.Solver("fixed_point", predictor=False), "max_nfe": 1}
-
-
-def with_scheduler(pipe, name, **config):
-    pipe.scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config, **config)
-    return pipe
 
 
 def mean(values):
@@ -39,10 +34,6 @@ DPM = (
     {"solver": nrinv.Solver(rounds=25)},
     ["grinning face, noto style"],
 )
-
-
-def distance(a, b):
-    return (a - b).flatten(1).norm(dim=1) / b.flatten(1).norm(dim=1)
 
 
 def draw_from_known_noise(pipe, captions, **call):
@@ -200,26 +191,6 @@ def test_the_trajectory_is_kept_on_request(turbo, held_out):
 
 
 # -------------------------------------------------------------------------------------------------- the user's pipeline
-
-
-def fingerprint(pipe):
-    return {
-        "scheduler": pipe.scheduler,
-        "scheduler state": {k: copy.deepcopy(v) for k, v in vars(pipe.scheduler).items()},
-        "config": dict(pipe.config),
-        "hooks": [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in pipe.unet.modules()],
-        "processors": {k: type(v) for k, v in pipe.unet.attn_processors.items()},
-        "dtype": (pipe.unet.dtype, pipe.vae.dtype),
-    }
-
-
-def assert_same(before, after):
-    assert before["scheduler"] is after["scheduler"]
-    for key, value in before["scheduler state"].items():
-        now = after["scheduler state"][key]
-        assert torch.equal(value, now) if isinstance(value, torch.Tensor) else np.array_equal(value, now), key
-    for key in ("config", "hooks", "processors", "dtype"):
-        assert before[key] == after[key], key
 
 
 class Interruption(Exception):

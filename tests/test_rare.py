@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from test_pipeline import with_scheduler
+from helpers import with_scheduler
 
 import nrinv
 

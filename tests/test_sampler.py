@@ -12,27 +12,6 @@ import zoo.schedulers as zoo
 import nrinv
 from nrinv.sampler import draw_noises, start_at, with_noise
 
-# The schedulers most pipelines have: others import these too.
-COMMON = (
-    "ddim, leading",
-    "ddim, trailing",
-    "ddpm, fixed_small",
-    "euler",
-    "euler, karras",
-    "euler ancestral, trailing",
-    "heun",
-    "pndm",
-    "dpmsolver++ 2",
-    "sde-dpmsolver++ 2",
-    "unipc 2 bh2",
-    "deis 2",
-    "kdpm2",
-    "lcm",
-    "tcd",
-    "flow euler",
-    "flow heun",
-)
-SCHEDULERS = {name: zoo.SCHEDULERS[name] for name in COMMON}
 STOCHASTIC = [name for name, config in zoo.SCHEDULERS.items() if config.stochastic]
 make = zoo.make
 

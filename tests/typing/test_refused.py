@@ -46,7 +46,7 @@ def test_every_name_that_a_pipeline_takes_is_accepted():
     import diffusers
 
     import nrinv
-    from nrinv.known import _parameters
+    from nrinv.known import call_parameters
 
     tree = ast.parse((HERE.parent.parent / "nrinv" / "arguments.pyi").read_text())
     stated = {one.value for one in ast.walk(tree) if isinstance(one, ast.Constant) and isinstance(one.value, str)}
@@ -55,7 +55,7 @@ def test_every_name_that_a_pipeline_takes_is_accepted():
     for name in dir(diffusers):
         cls = getattr(diffusers, name, None) if name.endswith("Pipeline") else None
         if isinstance(cls, type) and issubclass(cls, diffusers.DiffusionPipeline):
-            taken |= {*_parameters(cls)[0]} if {"latents", "strength"} & {*_parameters(cls)[0]} else set()
+            taken |= {*call_parameters(cls)[0]} if {"latents", "strength"} & {*call_parameters(cls)[0]} else set()
     assert len(taken) > 300
     own = {*inspect.signature(nrinv.invert).parameters, *inspect.signature(nrinv.generate).parameters}
     assert not taken - stated - own - {"self", "args", "latents", "return_dict"}
