@@ -39,102 +39,35 @@ class Sampler:
     def singular(self) -> tuple[int, ...]: ...
 
 @final
-class Request(structseq[Any], tuple[int, float, Any, float, bool, Any | None, _Booleans, bool]):
-    __match_args__: Final = (
-        "index",
-        "timestep",
-        "sample",
-        "scale",
-        "wants_gradient",
-        "cotangent",
-        "active",
-        "correcting",
-    )
-    @property
-    def index(self) -> int: ...  # type: ignore[override]
-    @property
-    def timestep(self) -> float: ...
-    @property
-    def sample(self) -> Any: ...
-    @property
-    def scale(self) -> float: ...
-    @property
-    def wants_gradient(self) -> bool: ...
-    @property
-    def cotangent(self) -> Any | None: ...
-    @property
-    def active(self) -> _Booleans: ...
-    @property
-    def correcting(self) -> bool: ...
+class Request(structseq[Any], tuple[Any, ...]):
+    __match_args__: Final[tuple[str, ...]]  # type: ignore[misc]
+    index: Final[int]  # type: ignore[assignment]
+    timestep: Final[float]
+    sample: Final[Any]
+    scale: Final[float]
+    wants_gradient: Final[bool]
+    cotangent: Final[Any | None]
+    active: Final[_Booleans]
+    correcting: Final[bool]
 
 @final
-class Result(
-    structseq[Any],
-    tuple[
-        Any,
-        _Floats,
-        _Integers,
-        _Integers,
-        list[str],
-        _Floats,
-        int,
-        list[Any] | None,
-        list[Any] | None,
-        _Integers,
-        _Integers,
-        _Integers,
-        Any | None,
-        _Floats | None,
-        _Booleans | None,
-    ],
-):
-    __match_args__: Final = (
-        "latents",
-        "residuals",
-        "step_nfe",
-        "nfe",
-        "reasons",
-        "error",
-        "evaluations",
-        "trajectory",
-        "noises",
-        "restarts",
-        "rejected",
-        "failed",
-        "corrected",
-        "moved",
-        "held",
-    )
-    @property
-    def latents(self) -> Any: ...
-    @property
-    def residuals(self) -> _Floats: ...
-    @property
-    def step_nfe(self) -> _Integers: ...
-    @property
-    def nfe(self) -> _Integers: ...
-    @property
-    def reasons(self) -> list[str]: ...
-    @property
-    def error(self) -> _Floats: ...
-    @property
-    def evaluations(self) -> int: ...
-    @property
-    def trajectory(self) -> list[Any] | None: ...
-    @property
-    def noises(self) -> list[Any] | None: ...
-    @property
-    def restarts(self) -> _Integers: ...
-    @property
-    def rejected(self) -> _Integers: ...
-    @property
-    def failed(self) -> _Integers: ...
-    @property
-    def corrected(self) -> Any | None: ...
-    @property
-    def moved(self) -> _Floats | None: ...
-    @property
-    def held(self) -> _Booleans | None: ...
+class Result(structseq[Any], tuple[Any, ...]):
+    __match_args__: Final[tuple[str, ...]]  # type: ignore[misc]
+    latents: Final[Any]
+    residuals: Final[_Floats]
+    step_nfe: Final[_Integers]
+    nfe: Final[_Integers]
+    reasons: Final[list[str]]
+    error: Final[_Floats]
+    evaluations: Final[int]
+    trajectory: Final[list[Any] | None]
+    noises: Final[list[Any] | None]
+    restarts: Final[_Integers]
+    rejected: Final[_Integers]
+    failed: Final[_Integers]
+    corrected: Final[Any | None]
+    moved: Final[_Floats | None]
+    held: Final[_Booleans | None]
 
 @final
 class Inversion:
