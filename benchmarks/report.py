@@ -6,7 +6,10 @@ python benchmarks/report.py --check    # exit with 1 if a page does not show the
 
 import argparse
 import json
+import re
 import sys
+import textwrap
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -371,6 +374,19 @@ def replace_block(text, block):
     return before + start + block + end + rest.split(end)[1]
 
 
+def wrapped(page):
+    """A page in lines of at most 100 columns; tables, headings and code stay as they are."""
+
+    def block(text):
+        if text.startswith(("|", "#", "!", "<", "```", "    ")) or "\n|" in text:
+            return text
+        items = re.split(r"\n(?=- )", text)
+        fill = partial(textwrap.fill, width=100, break_long_words=False, break_on_hyphens=False)
+        return "\n".join(fill(" ".join(one.split()), subsequent_indent="  " * one.startswith("- ")) for one in items)
+
+    return "\n\n".join(map(block, page.rstrip().split("\n\n"))) + "\n"
+
+
 def pages():
     reports = {"pipelines": load("pipelines"), "solver": load("solver"), "overhead": load("overhead")}
     page = (
@@ -384,8 +400,8 @@ def pages():
     applications = APPLICATIONS + "".join(parts[name](report) for name, report in applied.items()) + machines(applied)
     readme = ROOT / "README.md"
     return {
-        ROOT / "docs" / "benchmarks.md": page,
-        **({ROOT / "docs" / "applications.md": applications} if applied else {}),
+        ROOT / "docs" / "benchmarks.md": wrapped(page),
+        **({ROOT / "docs" / "applications.md": wrapped(applications)} if applied else {}),
         readme: replace_block(readme.read_text(), readme_table(reports["pipelines"])),
     }
 

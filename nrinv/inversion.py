@@ -122,13 +122,17 @@ class InversionOutput(BaseOutput):
             name: (value.numpy(), ((value - natural) / error).numpy()) for name, (value, natural, error) in found.items()
         }
 
+    @property
+    def whole_call(self) -> Call:
+        """The call with the prompt among its arguments, for all images."""
+        return self.call.like({**self.call, "prompt": self.prompt}, batch=len(self.latents))
+
     def split(self) -> "list[InversionOutput]":
         """The inversions of the single images, a list of B."""
         count = len(self.latents)
         if count == 1:
             return [self]
-        whole = self.call.like({**self.call, "prompt": self.prompt}, batch=count)
-        calls = [whole.part(range(i, i + 1)) for i in range(count)]
+        calls = [self.whole_call.part(range(i, i + 1)) for i in range(count)]
 
         def part(one, i):
             value, kind = getattr(self, one.name), one.metadata["kind"]

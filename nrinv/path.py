@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from . import _C
-from .call import Call, known_names
+from .call import known_names
 from .inversion import InversionOutput
 from .layout import in_space
 from .prompts import prompt_embeddings
@@ -165,29 +165,23 @@ def _same(x, y):
 
 def _between_calls(a, b, fractions, pipe):
     """(prompt, call) for all points: prompts that differ become embeddings, everything else has to be the same."""
-    if a.call.keys() != b.call.keys():
-        raise ValueError(f"a and b must be called alike, got {sorted(a.call.keys() ^ b.call.keys())} for one of them only")
-    unlike = [name for name in a.call if "prompt" not in name and not _same(a.call[name], b.call[name])]
-    if unlike:
-        raise ValueError(f"a and b must be called alike, got different values of {', '.join(unlike)}")
-    prompts = [name for name in a.call if "prompt" in name and not _same(a.call[name], b.call[name])]
-    first, second = _one(a.prompt), _one(b.prompt)
-    if first == second and not prompts:
-        return first, Call(a.call)
+    first, second = (inversion.whole_call.part(range(1)) for inversion in (a, b))
+    if first.keys() != second.keys():
+        raise ValueError(f"a and b must be called alike, got {sorted(first.keys() ^ second.keys())} for one of them only")
+    unlike = [name for name in first if not _same(first[name], second[name])]
+    others = [name for name in unlike if "prompt" not in name]
+    if others:
+        raise ValueError(f"a and b must be called alike, got different values of {', '.join(others)}")
+    if not unlike:
+        return first["prompt"], first.kept()
     if pipe is None:
-        raise ValueError(f"pipe must be given to mix the prompts {first!r} and {second!r}")
-    found = [
-        prompt_embeddings(pipe, {**{n: _one(v) for n, v in one.call.items()}, "prompt": _one(one.prompt)}) for one in (a, b)
-    ]
-    call = {name: value for name, value in a.call.items() if "prompt" not in name}
-    for name, start in found[0].items():
-        end = found[1].get(name)
-        if end is None or start.shape != end.shape:
+        raise ValueError(f"pipe must be given to mix the prompts {first['prompt']!r} and {second['prompt']!r}")
+    start, end = (prompt_embeddings(pipe, one) for one in (first, second))
+    call = first.like({name: value for name, value in first.items() if "prompt" not in name}, batch=len(fractions))
+    for name, one in start.items():
+        other = end.get(name)
+        if other is None or one.shape != other.shape:
             raise ValueError(f"pipe: {name} of the two prompts cannot be mixed, their shapes differ")
-        t = torch.as_tensor(fractions, dtype=torch.float32, device=start.device).view(-1, *(1 for _ in start.shape[1:]))
-        call[name] = ((1 - t) * start.float() + t * end.float()).to(start.dtype)
-    return None, Call(call)
-
-
-def _one(value):
-    return value[0] if isinstance(value, (list, tuple)) and len(value) == 1 else value
+        t = torch.as_tensor(fractions, dtype=torch.float32, device=one.device).view(-1, *(1 for _ in one.shape[1:]))
+        call[name] = ((1 - t) * one.float() + t * other.float()).to(one.dtype)
+    return None, call

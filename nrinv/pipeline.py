@@ -313,8 +313,8 @@ def generate(
     Raises TypeError for a name that neither nrinv nor the pipeline knows, ValueError if there are neither one nor B prompts,
     for numbers out of range, and if there are no defects to replay or no trajectory to start or to mask with.
     """
-    call = inv.call.like({**inv.call, "prompt": inv.prompt}, batch=len(inv.latents))
-    call = call.like({**(call if prompt is None else call.with_prompt(prompt)), **pipe_kwargs}).spread()
+    call = inv.whole_call if prompt is None else inv.whole_call.with_prompt(prompt)
+    call = call.like({**call, **pipe_kwargs}).spread()
     call.check_prompt(call.get("prompt"))
     scheduler, mask = stock_scheduler(pipe, inv), None
     skip = _skipped_evaluations(inv, scheduler, edit_strength)
