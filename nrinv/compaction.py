@@ -1,5 +1,6 @@
 """Networks evaluate only the samples that still run."""
 
+import threading
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -52,10 +53,12 @@ class _Compaction:
     """Hooks of one module: evaluate the rows of the samples that still run, and no others."""
 
     def __init__(self, active):
-        self._active = active
+        self._active, self._thread = active, threading.get_ident()
         self._mask = None
 
     def before(self, module, args, kwargs):
+        if threading.get_ident() != self._thread:  # another pipeline that shares the module
+            return None
         self._mask, active = None, self._active()
         if active is None or active.all():
             return None
@@ -73,7 +76,11 @@ class _Compaction:
         return args, {**kwargs, **fixed}
 
     def after(self, module, args, kwargs, output):
-        return None if self._mask is None else _scatter(output, self._mask, self._lists)
+        return (
+            None
+            if self._mask is None or threading.get_ident() != self._thread
+            else _scatter(output, self._mask, self._lists)
+        )
 
 
 @contextmanager

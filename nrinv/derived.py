@@ -3,6 +3,7 @@
 import copy
 import functools
 import inspect
+import threading
 import types
 from dataclasses import dataclass
 from typing import Any
@@ -97,6 +98,9 @@ class Derived:
     and `isinstance` are what the pipeline expects.
 
     stepped: how often the pipeline has stepped it, which is how often the network was evaluated.
+
+    It serves one call of the pipeline at a time, `entered` by the thread that made it: a stock call in another thread, or
+    inside a callback, finds it in the pipeline too.
     """
 
     def __new__(cls, scheduler=None, *args, **kwargs):
@@ -105,8 +109,19 @@ class Derived:
     def __init__(self, inner):
         self._inner = inner
         self.__dict__.update(vars(copy.deepcopy(inner)))
-        self.stepped = 0
+        self.stepped, self.entered, self._disturbed, self._thread = 0, False, False, threading.get_ident()
 
     def set_timesteps(self, *args, **kwargs):
+        if threading.get_ident() != self._thread or (self.entered and self.stepped):
+            self._disturbed = True  # it has changed what the pipeline's call keeps on the pipeline, such as the guidance
+        self.check_alone()
+        self.entered = True
         self._inner.set_timesteps(*args, **kwargs)
         self.__dict__.update(vars(copy.deepcopy(self._inner)))
+
+    def check_alone(self):
+        if self._disturbed:
+            raise RuntimeError(
+                "pipe: the pipeline is called while nrinv uses it, in another thread or by a callback; give each its own "
+                "pipeline, made of the same parts: type(pipe)(**pipe.components)"
+            )

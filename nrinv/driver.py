@@ -53,11 +53,12 @@ class Driver:
             try:
                 call_pipe(**{**self.arguments, **own, **self._watched(scheduler)})
             except Left as left:
+                scheduler.check_alone()
                 pipe.maybe_free_model_hooks()  # what the pipeline does after its loop
                 return left.outcome
             finally:
                 self.evaluations += scheduler.stepped
-                scheduler.stepped = 0
+                scheduler.stepped, scheduler.entered = 0, False
         return None
 
     def _watched(self, scheduler):

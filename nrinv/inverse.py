@@ -110,6 +110,7 @@ class InverseScheduler(Derived):
         return self._latents.detach().reshape(sample.shape).to(sample)
 
     def step(self, *args, **kwargs):
+        self.check_alone()
         given = self._signature.bind(*args, **kwargs).arguments
         self.stepped += 1
         if self.machine is None:

@@ -18,7 +18,7 @@ from .layout import closeness
 from .loops import guides_each_step, reads_index
 from .plan import Correction, Task
 from .replay import Recorder, ReplayScheduler, norms
-from .session import swapped_scheduler, without_gradients
+from .session import exclusively, swapped_scheduler, without_gradients
 from .solver import Method, Solver, as_solver
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ def _check_share(name, value):
 
 @known_names
 @without_gradients
+@exclusively
 def invert(
     pipe: Any,
     image: Any = None,
@@ -285,6 +286,7 @@ def _follows(driver, scheduler, out, along):
 
 
 @known_names
+@exclusively
 def generate(
     pipe: Any,
     inv: InversionOutput,
@@ -413,6 +415,7 @@ class CorrectionOutput(BaseOutput):
 
 @known_names
 @without_gradients
+@exclusively
 def correct(
     pipe: Any,
     image: Any,

@@ -10,7 +10,7 @@ import torch
 
 from .derived import Left
 from .known import parameters
-from .session import replaced
+from .session import exclusively, replaced
 
 
 def _assigned(frame):
@@ -25,6 +25,7 @@ def _assigned(frame):
 
 
 @torch.no_grad()
+@exclusively
 def prompt_embeddings(pipe, call):
     """The tensors, by the names of the pipeline's arguments, that its own `encode_prompt` makes of the prompts of a call.
 

@@ -13,7 +13,7 @@ from .inversion import InversionOutput
 from .known import autoencoder
 from .path import centroid, interpolate
 from .pipeline import check_whole, generate, invert
-from .session import RandomState, gradients
+from .session import RandomState, exclusive, gradients
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -180,7 +180,7 @@ def _refined(pipe, start, prompt, call, references, features, scorer, steps, rat
     arguments = {name: value for name, value in call.items() if "prompt" not in name or name.startswith("negative")}
     for _ in range(steps + 1):
         random.restore()
-        with gradients(pipe, True) as call_pipe:
+        with exclusive(pipe), gradients(pipe, True) as call_pipe:
             drawn = call_pipe(prompt=prompt, latents=z.to(start.dtype), output_type="latent", **arguments).images
             pixels = draw_pixels(pipe, drawn, height=call.get("height"), width=call.get("width"))
             seen = scorer.image_features(pixels.float().to(features.device))[0]

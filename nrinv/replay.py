@@ -94,6 +94,7 @@ class ReplayScheduler(Derived):
         return self._inner.scale_model_input(sample, *args, **kwargs)
 
     def step(self, *args, **kwargs):
+        self.check_alone()
         output = self._inner.step(*args, **kwargs)
         self.stepped += 1
         sample = self._amend(self._evaluation, output[0])

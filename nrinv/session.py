@@ -1,6 +1,8 @@
 """What is changed while a stock pipeline runs for us, and put back afterwards, whatever happens."""
 
+import functools
 import inspect
+import threading
 from collections.abc import Callable
 from contextlib import contextmanager
 from functools import partial
@@ -16,6 +18,41 @@ F = TypeVar("F", bound=Callable[..., Any])
 def without_gradients(function: F) -> F:
     """torch.no_grad() for type checkers that are not shown torch: the function keeps its type."""
     return torch.no_grad()(function)
+
+
+_IN_USE: set[int] = set()
+_LOCK = threading.Lock()
+
+
+@contextmanager
+def exclusive(pipe):
+    """Nobody else of ours uses the pipeline meanwhile: its scheduler is another one, and so are its hooks.
+
+    Raises RuntimeError, before anything is touched, if somebody does.
+    """
+    with _LOCK:
+        if id(pipe) in _IN_USE:
+            raise RuntimeError(
+                f"pipe: this {type(pipe).__name__} is in use by nrinv already, in another thread or around this callback; "
+                "give each its own pipeline, made of the same parts: type(pipe)(**pipe.components)"
+            )
+        _IN_USE.add(id(pipe))
+    try:
+        yield
+    finally:
+        with _LOCK:
+            _IN_USE.discard(id(pipe))
+
+
+def exclusively(function: F) -> F:
+    """The function with its first argument, a pipeline, to itself."""
+
+    @functools.wraps(function)
+    def alone(pipe: Any, *args: Any, **kwargs: Any):
+        with exclusive(pipe):
+            return function(pipe, *args, **kwargs)
+
+    return alone  # type: ignore[return-value]
 
 
 @contextmanager
