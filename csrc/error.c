@@ -35,6 +35,18 @@ check_problem(nri_status status, const nri_problem *problem)
     return -1;
 }
 
+void
+set_item(PyObject **sequence, Py_ssize_t i, PyObject *item)
+{
+    if (!*sequence || !item) {
+        Py_XDECREF(item);
+        Py_CLEAR(*sequence);
+    }
+    else if (PyTuple_Check(*sequence) ? PyTuple_SetItem(*sequence, i, item) : PyList_SetItem(*sequence, i, item)) {
+        Py_CLEAR(*sequence);
+    }
+}
+
 PyObject *
 name_tuple(const char *const *names)
 {
@@ -43,11 +55,8 @@ name_tuple(const char *const *names)
         n++;
     }
     PyObject *out = PyTuple_New(n);
-    for (Py_ssize_t i = 0; out && i < n; i++) {
-        PyObject *name = PyUnicode_FromString(names[i]);
-        if (!name || PyTuple_SetItem(out, i, name)) {
-            Py_CLEAR(out);
-        }
+    for (Py_ssize_t i = 0; i < n; i++) {
+        set_item(&out, i, PyUnicode_FromString(names[i]));
     }
     return out;
 }

@@ -118,11 +118,11 @@ static int
 load_all(Inversion *self, PyObject *guess, PyObject **tuples)
 {
     const pattern *p = &self->target;
-    int bad = load_slot(self->v, nri_inversion_target(self->core), p, p->like, "target")
-              || (guess != Py_None && load_slot(self->v, nri_inversion_guess(self->core), p, guess, "guess"));
+    int bad = exchange(self->v, nri_inversion_target(self->core), p, p->like, "target", NRI_LOAD)
+              || (guess != Py_None && exchange(self->v, nri_inversion_guess(self->core), p, guess, "guess", NRI_LOAD));
     for (int i = 0; !bad && i < LISTS; i++) {
         for (int k = 0; !bad && k < PyTuple_Size(tuples[i]); k++) {
-            bad = load_slot(self->v, list_slot(self, i, k), p, PyTuple_GetItem(tuples[i], k), list_names[i]);
+            bad = exchange(self->v, list_slot(self, i, k), p, PyTuple_GetItem(tuples[i], k), list_names[i], NRI_LOAD);
         }
     }
     return bad;
@@ -196,7 +196,7 @@ inversion_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
         || (g.correct_from != Py_None && check_sampler(g.correct_from, "correct_from", state->type[SAMPLER]))) {
         return NULL;
     }
-    Inversion *self = (Inversion *)((allocfunc)PyType_GetSlot(type, Py_tp_alloc))(type, 0);
+    Inversion *self = (Inversion *)PyType_GenericAlloc(type, 0);
     if (!self) {
         return NULL;
     }
@@ -242,7 +242,7 @@ inversion_dealloc(PyObject *op)
     PyTypeObject *type = Py_TYPE(op);
     PyObject_GC_UnTrack(op);
     inversion_clear(op);
-    ((freefunc)PyType_GetSlot(type, Py_tp_free))(op);
+    PyObject_GC_Del(op);
     Py_DECREF(type);
 }
 
@@ -261,41 +261,29 @@ enter(Inversion *self)
     return 0;
 }
 
-/* A new tuple type instance that owns `items`; NULL if one of them is missing. */
+/* An instance of a named tuple; drops the tuple of its fields, which may be NULL. */
 static PyObject *
-pack_fields(PyObject *type, int n, PyObject **items)
+instance(PyObject *type, PyObject *fields)
 {
-    bool complete = true;
-    for (int i = 0; i < n; i++) {
-        complete &= items[i] != NULL;
-    }
-    PyObject *out = complete ? PyStructSequence_New((PyTypeObject *)type) : NULL;
-    for (int i = 0; i < n; i++) {
-        if (out) {
-            PyStructSequence_SetItem(out, i, items[i]);
-        }
-        else {
-            Py_XDECREF(items[i]);
-        }
-    }
+    PyObject *out = fields ? PyObject_CallFunctionObjArgs(type, fields, NULL) : NULL;
+    Py_XDECREF(fields);
     return out;
 }
 
-enum { REQUEST_FIELDS = 8, RESULT_FIELDS = 15 };
+/* A slot as a tensor, in the target's dtype or in float32; None without a slot. */
+static PyObject *
+tensor(const Inversion *self, int slot, bool float32)
+{
+    return slot < 0 ? Py_NewRef(Py_None) : give(self->v, slot, &self->target, float32);
+}
 
 static PyObject *
 pack_request(const Inversion *self, const nri_request *r, PyObject *type)
 {
-    int v = r->cotangent;
-    PyObject *fields[REQUEST_FIELDS] = {PyLong_FromLong(r->index),
-                                        PyFloat_FromDouble(r->timestep),
-                                        give(self->v, r->slot, &self->target, false),
-                                        PyFloat_FromDouble(r->scale),
-                                        PyBool_FromLong(r->wants_gradient),
-                                        v < 0 ? Py_NewRef(Py_None) : give(self->v, v, &self->target, false),
-                                        booleans((npy_intp)self->v->batch, r->active),
-                                        PyBool_FromLong(r->correcting)};
-    return pack_fields(type, REQUEST_FIELDS, fields);
+    npy_intp B = (npy_intp)self->v->batch;
+    return instance(type, Py_BuildValue("idNdNNNN", r->index, r->timestep, tensor(self, r->slot, false), r->scale,
+                                        PyBool_FromLong(r->wants_gradient), tensor(self, r->cotangent, false),
+                                        numbers(NPY_BOOL, 1, &B, r->active), PyBool_FromLong(r->correcting)));
 }
 
 static PyObject *
@@ -335,7 +323,7 @@ inversion_feed(PyObject *op, PyObject *model_output)
         status = nri_inversion_feed(self->core, &in.t);
         Py_END_ALLOW_THREADS
     }
-    release(&in);
+    Py_XDECREF(in.owner);
     self->busy = false;
     if (status == NRI_BAD_ORDER) {
         PyErr_SetString(PyExc_RuntimeError, "feed needs a request: call next() first");
@@ -348,11 +336,8 @@ static PyObject *
 reason_list(const nri_result *r, int64_t batch)
 {
     PyObject *out = PyList_New((Py_ssize_t)batch);
-    for (int64_t b = 0; out && b < batch; b++) {
-        PyObject *name = PyUnicode_FromString(nri_reason_name(r->reason[b]));
-        if (!name || PyList_SetItem(out, (Py_ssize_t)b, name)) {
-            Py_CLEAR(out);
-        }
+    for (int64_t b = 0; b < batch; b++) {
+        set_item(&out, (Py_ssize_t)b, PyUnicode_FromString(nri_reason_name(r->reason[b])));
     }
     return out;
 }
@@ -368,25 +353,17 @@ static PyObject *
 pack_result(const Inversion *self, const nri_result *r, PyObject *type)
 {
     const nri_sampler *s = core_of(self->sampler);
+    bool absorbed = self->options.absorb && !self->options.correct_only;
     npy_intp B = (npy_intp)self->v->batch, logs[2] = {s->evaluations, B};
-    PyObject *fields[RESULT_FIELDS] = {
-        give(self->v, r->latents, &self->target, true),
-        doubles(2, logs, r->residual),
-        integers(2, logs, r->step_nfe),
-        integers(1, &B, r->nfe),
-        reason_list(r, self->v->batch),
-        doubles(1, &B, r->error),
-        PyLong_FromLong(r->evaluations),
-        tensors(self, r->trajectory >= 0, r->trajectory, s->evaluations + 1),
-        tensors(self, self->options.absorb && !self->options.correct_only, r->noises, s->noises),
-        integers(1, &B, r->restarts),
-        integers(1, &B, r->rejected),
-        integers(1, &B, r->failed),
-        r->corrected < 0 ? Py_NewRef(Py_None) : give(self->v, r->corrected, &self->target, true),
-        doubles(1, &B, r->moved),
-        booleans(B, r->held),
-    };
-    return pack_fields(type, RESULT_FIELDS, fields);
+    return instance(type, Py_BuildValue("NNNNNNiNNNNNNNN", tensor(self, r->latents, true),
+                                        numbers(NPY_DOUBLE, 2, logs, r->residual), numbers(NPY_INT, 2, logs, r->step_nfe),
+                                        numbers(NPY_INT, 1, &B, r->nfe), reason_list(r, self->v->batch),
+                                        numbers(NPY_DOUBLE, 1, &B, r->error), r->evaluations,
+                                        tensors(self, r->trajectory >= 0, r->trajectory, s->evaluations + 1),
+                                        tensors(self, absorbed, r->noises, s->noises), numbers(NPY_INT, 1, &B, r->restarts),
+                                        numbers(NPY_INT, 1, &B, r->rejected), numbers(NPY_INT, 1, &B, r->failed),
+                                        tensor(self, r->corrected, true), numbers(NPY_DOUBLE, 1, &B, r->moved),
+                                        numbers(NPY_BOOL, 1, &B, r->held)));
 }
 
 static PyObject *
@@ -434,7 +411,7 @@ static PyMethodDef inversion_methods[] = {
 
 static PyGetSetDef inversion_getset[] = {
     {"max_evaluations", inversion_max_evaluations, NULL, "the largest number of requests there can be", NULL},
-    {NULL, NULL, NULL, NULL, NULL},
+    {.name = NULL},
 };
 
 static PyType_Slot inversion_slots[] = {
@@ -491,7 +468,7 @@ static PyStructSequence_Field request_fields[] = {
     {NULL, NULL},
 };
 PyStructSequence_Desc request_desc = {"nrinv.Request", "A network evaluation that an Inversion asks for.", request_fields,
-                                      REQUEST_FIELDS};
+                                      8};
 
 static PyStructSequence_Field result_fields[] = {
     {"latents", "[B, ...] float32: the noise z_T; with correct_only, the corrected target"},
@@ -511,4 +488,4 @@ static PyStructSequence_Field result_fields[] = {
     {"held", "[B] bool: the radius has held the last round of the correction back, or None"},
     {NULL, NULL},
 };
-PyStructSequence_Desc result_desc = {"nrinv.Result", "What an Inversion found.", result_fields, RESULT_FIELDS};
+PyStructSequence_Desc result_desc = {"nrinv.Result", "What an Inversion found.", result_fields, 15};

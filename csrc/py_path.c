@@ -13,13 +13,12 @@ raise_path_status(nri_status status, const nri_space *v, int64_t sample, const c
         PyErr_Format(PyExc_ValueError, "%s: sample %lld must be finite and not zero", name, (long long)sample);
     }
     else if (status == NRI_NO_NOISE && nri_path_norms(v->elements, &low, &high) == NRI_OK) {
-        PyObject *from = PyFloat_FromDouble(low), *to = PyFloat_FromDouble(high);
-        if (from && to) {
+        PyObject *range = Py_BuildValue("dd", low, high);
+        if (range) {
             PyErr_Format(PyExc_ValueError, "%s: sample %lld must have a norm in %R..%R, as noise has, for a geodesic", name,
-                         (long long)sample, from, to);
+                         (long long)sample, PyTuple_GetItem(range, 0), PyTuple_GetItem(range, 1));
+            Py_DECREF(range);
         }
-        Py_XDECREF(from);
-        Py_XDECREF(to);
     }
     else if (status == NRI_BAD_ARGUMENT) {
         PyErr_Format(PyExc_ValueError, "%s must have at least 4 elements a sample for a geodesic, got %lld", name,
@@ -43,10 +42,7 @@ points(nri_space *v, const pattern *p, int n, const double *weights)
         Py_BEGIN_ALLOW_THREADS
         status = v->ops->combine(v, NRI_PATH_POINT, (nri_rows){NRI_PATH_A, 3, 1}, weights + (int64_t)i * 3 * v->batch);
         Py_END_ALLOW_THREADS
-        PyObject *x = status == NRI_OK ? give(v, NRI_PATH_POINT, p, false) : raise_status(status);
-        if (!x || PyList_SetItem(out, i, x)) {
-            Py_CLEAR(out);
-        }
+        set_item(&out, i, status == NRI_OK ? give(v, NRI_PATH_POINT, p, false) : raise_status(status));
     }
     return out;
 }
@@ -71,7 +67,7 @@ interpolate(nri_space *v, const pattern *p, nri_path method, nri_spacing spacing
         return PyErr_NoMemory();
     }
     double *length = weights + 3 * B * n;
-    PyObject *list = NULL, *lengths = NULL, *out = NULL;
+    PyObject *out = NULL;
     Py_BEGIN_ALLOW_THREADS
     status = nri_interpolate(v, method, spacing, n, PyArray_DATA(fractions), weights, length, &sample);
     Py_END_ALLOW_THREADS
@@ -79,13 +75,10 @@ interpolate(nri_space *v, const pattern *p, nri_path method, nri_spacing spacing
         raise_path_status(status, v, sample, "a and b");
     }
     else {
-        list = points(v, p, n, weights);
-        lengths = list ? doubles(1, &B, length) : NULL;
-        out = lengths ? PyTuple_Pack(2, list, lengths) : NULL;
+        PyObject *list = points(v, p, n, weights);
+        out = list ? Py_BuildValue("NN", list, numbers(NPY_DOUBLE, 1, &B, length)) : NULL;
     }
     PyMem_Free(weights);
-    Py_XDECREF(list);
-    Py_XDECREF(lengths);
     return out;
 }
 
@@ -111,8 +104,8 @@ path_interpolate(PyObject *module, PyObject *args, PyObject *kwargs)
         PyErr_SetString(PyExc_ValueError, "fractions must be a vector of at least one number");
     }
     else if (!read_pattern(a, "a", "a", &p) && !create_space(PyModule_GetState(module), &p, NRI_PATH_SLOTS, &v)
-             && !load_slot(v, NRI_PATH_A, &p, a, "a") && !load_slot(v, NRI_PATH_B, &p, b, "b")
-             && !load_slot(v, NRI_PATH_DIRECTION, &p, direction, "direction")) {
+             && !exchange(v, NRI_PATH_A, &p, a, "a", NRI_LOAD) && !exchange(v, NRI_PATH_B, &p, b, "b", NRI_LOAD)
+             && !exchange(v, NRI_PATH_DIRECTION, &p, direction, "direction", NRI_LOAD)) {
         out = interpolate(v, &p, (nri_path)how, (nri_spacing)equal, fractions);
     }
     nri_space_destroy(v);
@@ -172,7 +165,7 @@ path_centroid(PyObject *module, PyObject *args, PyObject *kwargs)
     bad = bad || read_pattern(PyTuple_GetItem(latents, 0), "the first", "latents", &p)
           || create_space(PyModule_GetState(module), &p, (int)K + 1, &v);
     for (Py_ssize_t k = 0; !bad && k < K; k++) {
-        bad = load_slot(v, (int)k, &p, PyTuple_GetItem(latents, k), "latents");
+        bad = exchange(v, (int)k, &p, PyTuple_GetItem(latents, k), "latents", NRI_LOAD);
     }
     if (!bad) {
         out = centroid(v, &p, (int)K, PyArray_DATA(shares));

@@ -12,12 +12,6 @@ _Static_assert(sizeof(npy_intp) == sizeof(int64_t), "shapes are handed to the co
 
 /* ------------------------------------------------------------------------------------------------------------- intake */
 
-void
-release(intake *in)
-{
-    Py_CLEAR(in->owner);
-}
-
 static nri_dl_exchange *
 exchange_of(PyObject *x)
 {
@@ -162,11 +156,8 @@ static PyObject *
 shape_tuple(int ndim, const int64_t *shape)
 {
     PyObject *out = PyTuple_New(ndim);
-    for (int i = 0; out && i < ndim; i++) {
-        PyObject *n = PyLong_FromLongLong(shape[i]);
-        if (!n || PyTuple_SetItem(out, i, n)) {
-            Py_CLEAR(out);
-        }
+    for (int i = 0; i < ndim; i++) {
+        set_item(&out, i, PyLong_FromLongLong(shape[i]));
     }
     return out;
 }
@@ -184,7 +175,7 @@ read_pattern(PyObject *like, const char *name, const char *argument, pattern *p)
         p->device_type = in.t.device_type;
         p->device_index = in.t.device_index;
     }
-    release(&in);
+    Py_XDECREF(in.owner);
     return bad;
 }
 
@@ -216,55 +207,48 @@ create_space(const module_state *state, const pattern *p, int slots, nri_space *
     intake in = {.owner = NULL};
     nri_status status;
     if ((p->torch && state->load_torch()) || take_like(p, p->like, p->name, &in)) {
-        release(&in);
+        Py_XDECREF(in.owner);
         return -1;
     }
     Py_BEGIN_ALLOW_THREADS
     status = p->torch ? nri_space_create_aten(&in.t, slots, out) : nri_space_create_host(&in.t, slots, out);
     Py_END_ALLOW_THREADS
-    release(&in);
+    Py_XDECREF(in.owner);
     return check_status(status);
 }
 
 int
-load_slot(nri_space *v, int slot, const pattern *p, PyObject *x, const char *name)
+exchange(nri_space *v, int slot, const pattern *p, PyObject *x, const char *name, nri_direction direction)
 {
     intake in;
     nri_status status = NRI_OK;
     int bad = take_like(p, x, name, &in);
     if (!bad) {
         Py_BEGIN_ALLOW_THREADS
-        status = v->ops->load(v, slot, &in.t);
+        status = v->ops->exchange(v, slot, &in.t, direction);
         Py_END_ALLOW_THREADS
     }
-    release(&in);
+    Py_XDECREF(in.owner);
     return bad ? -1 : check_status(status);
 }
 
 /* -------------------------------------------------------------------------------------------------------------- outputs */
 
+/* Py_BuildValue consumes what it is given by "N", and fails if that is NULL. */
 static PyObject *
 empty_torch(PyObject *like, bool float32)
 {
-    PyObject *torch = PyImport_ImportModule("torch"), *make = NULL, *args = NULL, *kwargs = NULL, *format = NULL,
-             *out = NULL;
-    PyObject *dtype = NULL;
-    if (torch) {
-        make = PyObject_GetAttrString(torch, "empty_like");
-        format = PyObject_GetAttrString(torch, "contiguous_format");
-        dtype = PyObject_GetAttrString(float32 ? torch : like, float32 ? "float32" : "dtype");
-        args = PyTuple_Pack(1, like);
+    PyObject *torch = PyImport_ImportModule("torch");
+    if (!torch) {
+        return NULL;
     }
-    if (make && format && dtype && args) {
-        kwargs = Py_BuildValue("{sOsOsO}", "memory_format", format, "dtype", dtype, "requires_grad", Py_False);
-    }
-    if (kwargs) {
-        out = PyObject_Call(make, args, kwargs);
-    }
-    Py_XDECREF(torch);
+    PyObject *make = PyObject_GetAttrString(torch, "empty_like"), *args = PyTuple_Pack(1, like);
+    PyObject *kwargs = Py_BuildValue("{sNsNsO}", "memory_format", PyObject_GetAttrString(torch, "contiguous_format"),
+                                     "dtype", PyObject_GetAttrString(float32 ? torch : like, float32 ? "float32" : "dtype"),
+                                     "requires_grad", Py_False);
+    PyObject *out = make && args && kwargs ? PyObject_Call(make, args, kwargs) : NULL;
+    Py_DECREF(torch);
     Py_XDECREF(make);
-    Py_XDECREF(format);
-    Py_XDECREF(dtype);
     Py_XDECREF(args);
     Py_XDECREF(kwargs);
     return out;
@@ -279,20 +263,9 @@ empty_numpy(const pattern *p, bool float32)
 PyObject *
 give(nri_space *v, int slot, const pattern *p, bool float32)
 {
-    intake in;
-    nri_status status = NRI_OK;
     PyObject *out = p->torch ? empty_torch(p->like, float32) : empty_numpy(p, float32);
-    if (!out) {
-        return NULL;
-    }
-    int bad = take_like(p, out, "a resized target", &in); /* `like` may have been, by its owner */
-    if (!bad) {
-        Py_BEGIN_ALLOW_THREADS
-        status = v->ops->store(v, slot, &in.t);
-        Py_END_ALLOW_THREADS
-    }
-    release(&in);
-    if (bad || check_status(status)) {
+    /* `like` may have been resized, by its owner */
+    if (out && exchange(v, slot, p, out, "a resized target", NRI_STORE)) {
         Py_CLEAR(out);
     }
     return out;
@@ -302,41 +275,22 @@ PyObject *
 give_list(nri_space *v, int first, int n, const pattern *p)
 {
     PyObject *out = PyList_New(n);
-    for (int j = 0; out && j < n; j++) {
-        PyObject *x = give(v, first + j, p, true);
-        if (!x || PyList_SetItem(out, j, x)) {
-            Py_CLEAR(out);
-        }
+    for (int j = 0; j < n; j++) {
+        set_item(&out, j, give(v, first + j, p, true));
     }
     return out;
 }
 
 PyObject *
-doubles(int ndim, npy_intp *shape, const double *x)
+numbers(int type, int ndim, const npy_intp *shape, const void *x)
 {
-    PyObject *out = x ? PyArray_SimpleNew(ndim, shape, NPY_DOUBLE) : Py_NewRef(Py_None);
-    if (out && x) {
-        memcpy(PyArray_DATA((PyArrayObject *)out), x, sizeof(*x) * (size_t)PyArray_SIZE((PyArrayObject *)out));
+    if (!x) {
+        return Py_NewRef(Py_None);
     }
-    return out;
-}
-
-PyObject *
-integers(int ndim, npy_intp *shape, const int *x)
-{
-    PyObject *out = PyArray_SimpleNew(ndim, shape, NPY_INT64);
-    for (npy_intp i = 0; out && i < PyArray_SIZE((PyArrayObject *)out); i++) {
-        ((int64_t *)PyArray_DATA((PyArrayObject *)out))[i] = x[i];
-    }
-    return out;
-}
-
-PyObject *
-booleans(npy_intp n, const bool *x)
-{
-    PyObject *out = x ? PyArray_SimpleNew(1, &n, NPY_BOOL) : Py_NewRef(Py_None);
-    for (npy_intp i = 0; out && x && i < n; i++) {
-        ((npy_bool *)PyArray_DATA((PyArrayObject *)out))[i] = x[i];
+    PyObject *view = PyArray_SimpleNewFromData(ndim, shape, type, (void *)x), *out = NULL;
+    if (view) {
+        out = PyArray_FROM_OTF(view, type == NPY_INT ? NPY_INT64 : type, NPY_ARRAY_CARRAY | NPY_ARRAY_ENSURECOPY);
+        Py_DECREF(view);
     }
     return out;
 }

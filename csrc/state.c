@@ -13,7 +13,7 @@ nri_combine_all(nri_inversion *inv, int dst, nri_rows rows, const double *coef)
 nri_status
 nri_load_answer(nri_inversion *inv, int dst, const nri_tensor *answer)
 {
-    NRI_TRY(inv->v->ops->load(inv->v, dst, answer));
+    NRI_TRY(inv->v->ops->exchange(inv->v, dst, answer, NRI_LOAD));
     for (int64_t b = 0; b < inv->v->batch; b++) {
         inv->nfe[b] += inv->active[b];
     }

@@ -1,7 +1,7 @@
 /*
 Vectors, as the solvers see them: a space holds S slots of B samples with D float32 elements each, and a slot is an index.
 
-Seven operations carry everything.  vec_host.c does them in plain loops, vec_aten.c through libtorch on any of its devices,
+Six operations carry everything.  vec_host.c does them in plain loops, vec_aten.c through libtorch on any of its devices,
 vec_stack.c on several slots of another space at once.
 Every slot is finite at all times.  Slots start as zeros, and code that detects a non-finite slot must overwrite it: a
 coefficient of 0 must drop a row, and 0 * NaN would not.
@@ -52,6 +52,8 @@ typedef struct {
     const int64_t *shape, *strides; /* strides in elements */
 } nri_tensor;
 
+typedef enum { NRI_LOAD, NRI_STORE } nri_direction;
+
 /* The slots first, first + step, ... */
 typedef struct {
     int first, count, step;
@@ -69,9 +71,8 @@ typedef struct {
     nri_status (*sign)(nri_space *v, int dst, int src, double floor);
     /* dst[b] = src[b] where which[b], everywhere if which is NULL; free where nothing is marked */
     nri_status (*copy)(nri_space *v, int dst, int src, const bool *which);
-    /* NRI_BAD_ARGUMENT: the tensor has another B or D than the space */
-    nri_status (*load)(nri_space *v, int dst, const nri_tensor *src);
-    nri_status (*store)(nri_space *v, int src, const nri_tensor *dst);
+    /* copy a tensor to a slot, or the slot to the tensor; NRI_BAD_ARGUMENT: it has another B or D than the space */
+    nri_status (*exchange)(nri_space *v, int slot, const nri_tensor *t, nri_direction direction);
 } nri_vec_ops;
 
 struct nri_space {

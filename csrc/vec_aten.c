@@ -394,36 +394,25 @@ device_of(int32_t dlpack)
 
 /* Copy between a slot, seen with the shape of the tensor, and the caller's memory; converts the dtype. */
 static nri_status
-exchange(space *s, int slot, const nri_tensor *t, bool load)
+exchange_aten(nri_space *v, int slot, const nri_tensor *t, nri_direction direction)
 {
+    const space *s = (const space *)v;
     int64_t strides[64], pitch = 1;
     int32_t device = device_of(t->device_type);
-    if (t->ndim > 64 || device != s->device || !nri_space_fits(&s->base, t)) {
+    if (t->ndim > 64 || device != s->device || !nri_space_fits(v, t)) {
         return NRI_BAD_ARGUMENT;
     }
     for (int i = t->ndim - 1; i > 0; i--) {
         strides[i] = pitch;
         pitch *= t->shape[i];
     }
-    strides[0] = s->base.slots * s->base.elements;
-    AtenTensorHandle ours = view(s->arena, t->ndim, t->shape, strides, slot * s->base.elements), theirs = NULL;
+    strides[0] = v->slots * v->elements;
+    AtenTensorHandle ours = view(s->arena, t->ndim, t->shape, strides, slot * v->elements), theirs = NULL;
     if (aten.aoti_torch_create_tensor_from_blob(t->data, t->ndim, t->shape, t->strides, 0, dtype_of(t->dtype), device,
                                                 t->device_index, &theirs)) {
         theirs = NULL;
     }
-    return copy(load ? (AtenTensorHandle[]){ours, theirs} : (AtenTensorHandle[]){theirs, ours});
-}
-
-static nri_status
-load_aten(nri_space *v, int dst, const nri_tensor *src)
-{
-    return exchange((space *)v, dst, src, true);
-}
-
-static nri_status
-store_aten(nri_space *v, int src, const nri_tensor *dst)
-{
-    return exchange((space *)v, src, dst, false);
+    return copy(direction == NRI_LOAD ? (AtenTensorHandle[]){ours, theirs} : (AtenTensorHandle[]){theirs, ours});
 }
 
 static void
@@ -438,7 +427,7 @@ destroy_aten(nri_space *v)
     free(s);
 }
 
-static const nri_vec_ops aten_ops = {destroy_aten, combine_aten, dots_aten, sign_aten, copy_aten, load_aten, store_aten};
+static const nri_vec_ops aten_ops = {destroy_aten, combine_aten, dots_aten, sign_aten, copy_aten, exchange_aten};
 
 nri_status
 nri_space_create_aten(const nri_tensor *like, int slots, nri_space **out)

@@ -333,7 +333,7 @@ put(session *s, int slot, const double *x)
     int64_t shape[2];
     nri_tensor t = toy_tensor(copy, NRI_FLOAT64, shape, 1, DIM);
     memcpy(copy, x, sizeof(copy));
-    CHECK(s->v->ops->load(s->v, slot, &t) == NRI_OK);
+    CHECK(s->v->ops->exchange(s->v, slot, &t, NRI_LOAD) == NRI_OK);
 }
 
 static void
@@ -342,7 +342,7 @@ check_slot(session *s, int slot, const double *want)
     double got[DIM];
     int64_t shape[2];
     nri_tensor t = toy_tensor(got, NRI_FLOAT64, shape, 1, DIM);
-    CHECK(s->v->ops->store(s->v, slot, &t) == NRI_OK);
+    CHECK(s->v->ops->exchange(s->v, slot, &t, NRI_STORE) == NRI_OK);
     for (int d = 0; d < DIM; d++) {
         CHECK_NEAR(got[d], want[d], 1e-5);
     }

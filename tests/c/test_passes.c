@@ -421,11 +421,12 @@ check_stack(void)
     CHECK(nri_space_create_stack(v, OFFSET + 1, BLOCKS, SLOTS, weights, &stack) == NRI_BAD_ARGUMENT && !stack);
     CHECK(nri_space_create_stack(v, OFFSET, BLOCKS, SLOTS, weights, &stack) == NRI_OK);
     CHECK(stack->batch == B && stack->elements == BLOCKS * D && stack->slots == SLOTS);
-    CHECK(stack->ops->load(stack, 0, &t) == NRI_BAD_ARGUMENT && stack->ops->store(stack, 0, &t) == NRI_BAD_ARGUMENT);
+    CHECK(stack->ops->exchange(stack, 0, &t, NRI_LOAD) == NRI_BAD_ARGUMENT
+          && stack->ops->exchange(stack, 0, &t, NRI_STORE) == NRI_BAD_ARGUMENT);
     for (int i = 0; i < SLOTS; i++) {
         for (int k = 0; k < BLOCKS; k++) {
             t.data = x[i][k];
-            CHECK(v->ops->load(v, OFFSET + i * BLOCKS + k, &t) == NRI_OK);
+            CHECK(v->ops->exchange(v, OFFSET + i * BLOCKS + k, &t, NRI_LOAD) == NRI_OK);
         }
     }
     for (int count = 1; count <= 3; count++) { /* rows 0, 2, 4 */
@@ -451,7 +452,7 @@ check_stack(void)
     t.data = got;
     for (int k = 0; k < BLOCKS; k++) {
         for (int slot = 1; slot < 4; slot++) {
-            CHECK(v->ops->store(v, OFFSET + slot * BLOCKS + k, &t) == NRI_OK);
+            CHECK(v->ops->exchange(v, OFFSET + slot * BLOCKS + k, &t, NRI_STORE) == NRI_OK);
             for (int b = 0; b < B; b++) {
                 for (int d = 0; d < D; d++) {
                     double sum = 0;

@@ -243,7 +243,7 @@ toy_move(nri_space *v, int slot, float (*x)[TOY_D], bool load)
     for (int64_t b = 0; load && b < v->batch; b++) {
         memcpy(packed + b * D, x[b], sizeof(float) * (size_t)D);
     }
-    NRI_TRY(load ? v->ops->load(v, slot, &t) : v->ops->store(v, slot, &t));
+    NRI_TRY(v->ops->exchange(v, slot, &t, load ? NRI_LOAD : NRI_STORE));
     for (int64_t b = 0; !load && b < v->batch; b++) {
         memcpy(x[b], packed + b * D, sizeof(float) * (size_t)D);
     }
@@ -398,7 +398,7 @@ toy_put(toy_session *s, int slot, double *x)
 {
     int64_t shape[2];
     nri_tensor t = toy_tensor(x, NRI_FLOAT64, shape, s->v->batch, s->v->elements);
-    return s->v->ops->load(s->v, slot, &t);
+    return s->v->ops->exchange(s->v, slot, &t, NRI_LOAD);
 }
 
 nri_status
@@ -406,7 +406,7 @@ toy_get(toy_session *s, int slot, double *x)
 {
     int64_t shape[2];
     nri_tensor t = toy_tensor(x, NRI_FLOAT64, shape, s->v->batch, s->v->elements);
-    return s->v->ops->store(s->v, slot, &t);
+    return s->v->ops->exchange(s->v, slot, &t, NRI_STORE);
 }
 
 nri_status
