@@ -197,13 +197,14 @@ static int
 step_depth(const nri_sampler *s, const nri_options *o)
 {
     int depth = o->solver == NRI_FIXED_POINT || o->solver == NRI_NEWTON ? 0 : o->depth;
-    int longest = nri_largest_allowance(s, o);
+    int longest = nri_allot(s, o, NULL);
     return depth < longest ? depth : longest - 1;
 }
 
 /* First slots. */
 typedef struct {
-    int64_t step_rings, newton, target_rings, states, noises, correct_noises, trajectory, best_trajectory, passes, end;
+    int64_t step_rings, newton, target_rings, states, noises, correct_noises, draws, trajectory, best_trajectory, passes,
+        end;
 } layout;
 
 static layout
@@ -218,7 +219,8 @@ lay_out(const nri_sampler *s, const nri_options *o)
     l.states = l.target_rings + (forward ? 2 * (target_depth(o) + 1) : 0);
     l.noises = l.states + rings;
     l.correct_noises = l.noises + s->noises;
-    l.trajectory = l.correct_noises + (o->correct_from ? (int64_t)o->correct_rounds * nri_noises_per_round(o) : 0);
+    l.draws = l.correct_noises + (o->correct_from ? (int64_t)o->correct_rounds * o->correct_from->noises : 0);
+    l.trajectory = l.draws + (o->correct_from && !o->correct_inverted ? o->correct_rounds : 0);
     l.best_trajectory = l.trajectory + kept;
     l.passes = l.best_trajectory + (forward ? kept : 0);
     l.end = l.passes + (passes ? nri_passes_slots(s, step_depth(s, o)) : 0);
@@ -250,11 +252,25 @@ allocate(nri_inversion *inv)
     widest = from ? most(widest, most(from->noises, nri_run_slots(from))) : widest;
 #define ARRAY(member, rows, columns) NRI_ARRAY(nri_inversion, member, rows, columns)
     const nri_array arrays[] = {
-        ARRAY(allowance, E, 1),     ARRAY(residual, E, B),       ARRAY(error, B, 1),           ARRAY(surplus, B, 1),
-        ARRAY(natural, B, 1),       ARRAY(coef, B, widest),      ARRAY(step_nfe, E, B),        ARRAY(nfe, B, 1),
-        ARRAY(reason, B, 1),        ARRAY(tally.restarts, B, 1), ARRAY(tally.rejected, B, 1),  ARRAY(tally.failed, B, 1),
-        ARRAY(idle, B, 1),          ARRAY(active, B, 1),         ARRAY(resting, B, 1),         ARRAY(radius, corrected, 1),
-        ARRAY(moved, corrected, 1), ARRAY(held, corrected, 1),   ARRAY(spoiled, corrected, 1),
+        ARRAY(allowance, E, 1),
+        ARRAY(result.residual, E, B),
+        ARRAY(result.error, B, 1),
+        ARRAY(surplus, B, 1),
+        ARRAY(natural, B, 1),
+        ARRAY(coef, B, widest),
+        ARRAY(result.step_nfe, E, B),
+        ARRAY(result.nfe, B, 1),
+        ARRAY(result.reason, B, 1),
+        ARRAY(result.restarts, B, 1),
+        ARRAY(result.rejected, B, 1),
+        ARRAY(result.failed, B, 1),
+        ARRAY(idle, B, 1),
+        ARRAY(active, B, 1),
+        ARRAY(resting, B, 1),
+        ARRAY(radius, corrected, 1),
+        ARRAY(result.moved, corrected, 1),
+        ARRAY(result.held, corrected, 1),
+        ARRAY(spoiled, corrected, 1),
     };
     inv->block = NRI_CARVE(inv, arrays);
     return inv->block ? NRI_OK : NRI_NO_MEMORY;
@@ -273,7 +289,7 @@ create_solves(nri_inversion *inv, const layout *l)
                             .atol = o->atol,
                             .lam = o->lam,
                             .floor = o->floor,
-                            .tally = inv->tally,
+                            .tally = {inv->result.restarts, inv->result.rejected, inv->result.failed},
                             .slot = {rings, rings + depth + 1, BEST_F, BEST_R, SPARE, STATE, (int)l->newton}};
     inv->target = inv->step;
     inv->target.solver = NRI_ANDERSON;
@@ -315,10 +331,14 @@ fill(nri_inversion *inv, nri_problem *problem)
     inv->measure = measures(o);
     inv->forward = (nri_run){inv->sampler, inv->v, (int)l.states, (int)l.noises, inv->coef};
     inv->denoise = (nri_run){o->correct_from, inv->v, (int)l.states, (int)l.correct_noises, inv->coef};
-    inv->correct_noises = (int)l.correct_noises;
+    inv->inputs = (nri_inputs){Z0, GUESS, (int)l.noises, (int)l.draws, (int)l.correct_noises};
     inv->passes = (int)l.passes;
     inv->trajectory = o->trajectory && !o->correct_only ? (int)l.trajectory : -1;
     inv->best_trajectory = inv->trajectory >= 0 && inv->measure ? (int)l.best_trajectory : -1;
+    inv->result.latents = o->correct_only ? Z0 : inv->measure ? BEST : STATE;
+    inv->result.trajectory = inv->best_trajectory >= 0 ? inv->best_trajectory : inv->trajectory;
+    inv->result.noises = (int)l.noises;
+    inv->result.corrected = o->correct_from ? Z0 : -1;
     nri_allot(inv->sampler, o, inv->allowance);
     NRI_TRY(take_radius(inv, problem));
     return create_solves(inv, &l);
@@ -358,36 +378,10 @@ nri_inversion_destroy(nri_inversion *inv)
     }
 }
 
-int
-nri_inversion_target(const nri_inversion *inv)
+nri_inputs
+nri_inversion_inputs(const nri_inversion *inv)
 {
-    (void)inv;
-    return Z0;
-}
-
-int
-nri_inversion_guess(const nri_inversion *inv)
-{
-    (void)inv;
-    return GUESS;
-}
-
-int
-nri_inversion_noise(const nri_inversion *inv, int k)
-{
-    return inv->forward.noises + k;
-}
-
-int
-nri_inversion_correct_noise(const nri_inversion *inv, int round, int k)
-{
-    return inv->correct_noises + round * nri_noises_per_round(&inv->options) + k;
-}
-
-int
-nri_inversion_draw(const nri_inversion *inv, int round)
-{
-    return nri_inversion_correct_noise(inv, round, inv->options.correct_from->noises);
+    return inv->inputs;
 }
 
 const int *
@@ -398,62 +392,39 @@ nri_inversion_allowance(const nri_inversion *inv)
 
 /* ----------------------------------------------------------------------------------------------------------- phases */
 
-typedef enum { CORRECT, SWEEP, ABSORB, PASS, FORWARD, DONE } phase;
-
-static int
-iterate(const nri_inversion *inv)
-{
-    (void)inv;
-    return Z;
-}
-
-static const struct {
-    nri_status (*begin)(nri_inversion *inv);
-    nri_status (*feed)(nri_inversion *inv, const nri_tensor *answer, bool *ended);
-    int (*sample)(const nri_inversion *inv); /* the slot to evaluate at */
-    bool solves;                             /* for the samples whose equation is open; else for all that are not idle */
-} phases[DONE] = {
-    [CORRECT] = {nri_begin_correct, nri_feed_correct, nri_correct_sample, false},
-    [SWEEP] = {nri_begin_sweep, nri_feed_sweep, iterate, true},
-    [ABSORB] = {nri_begin_absorb, nri_feed_absorb, iterate, true},
-    [PASS] = {nri_begin_passes, nri_feed_passes, nri_passes_sample, true},
-    [FORWARD] = {nri_begin_forward, nri_feed_forward, nri_forward_sample, false},
-};
-
 /* The way back at step j. */
-static phase
+static const nri_phase *
 step_back(nri_inversion *inv, int j)
 {
     inv->j = j;
     inv->absorbs = nri_absorbing_noise(inv->sampler, &inv->options, j);
-    return inv->absorbs >= 0 ? ABSORB : SWEEP;
+    return inv->absorbs >= 0 ? &nri_absorb : &nri_sweep;
 }
 
-static phase
+static const nri_phase *
 way_back(nri_inversion *inv)
 {
-    return inv->options.order == NRI_PASSES ? PASS : step_back(inv, inv->sampler->evaluations - 1);
+    return inv->options.order == NRI_PASSES ? &nri_passes : step_back(inv, inv->sampler->evaluations - 1);
 }
 
-/* What comes next; a step gets its j. */
-static phase
+/* What comes next, NULL at the end; a step gets its j, passes leave it at 0. */
+static const nri_phase *
 next_phase(nri_inversion *inv)
 {
     bool awake = false;
     for (int64_t b = 0; b < inv->v->batch; b++) {
         awake |= !inv->idle[b];
     }
-    switch (inv->phase) {
-    case CORRECT:
-        return inv->options.correct_only ? DONE : way_back(inv);
-    case SWEEP:
-    case ABSORB:
-        return !awake ? DONE : inv->j > 0 ? step_back(inv, inv->j - 1) : inv->measure ? FORWARD : DONE;
-    case PASS:
-        return awake && inv->measure ? FORWARD : DONE;
-    default: /* FORWARD: another round */
-        return awake ? way_back(inv) : DONE;
+    if (inv->phase == &nri_correct) {
+        return inv->options.correct_only ? NULL : way_back(inv);
     }
+    if (!awake) {
+        return NULL;
+    }
+    if (inv->phase == &nri_forward) {
+        return way_back(inv); /* another round */
+    }
+    return inv->j > 0 ? step_back(inv, inv->j - 1) : inv->measure ? &nri_forward : NULL;
 }
 
 /* Z0 is the target: it has to be finite, and the first round starts from it. */
@@ -471,21 +442,21 @@ take_target(nri_inversion *inv)
 }
 
 static nri_status
-enter(nri_inversion *inv, phase next)
+enter(nri_inversion *inv, const nri_phase *next)
 {
     inv->phase = next;
-    return next == DONE ? NRI_OK : phases[next].begin(inv);
+    return next ? next->begin(inv) : NRI_OK;
 }
 
 /* A phase has ended. */
 static nri_status
 go_on(nri_inversion *inv)
 {
-    phase last = inv->phase, next = next_phase(inv);
-    if (last == CORRECT && next != DONE) {
+    const nri_phase *last = inv->phase, *next = next_phase(inv);
+    if (last == &nri_correct && next) {
         NRI_TRY(take_target(inv));
     }
-    if (inv->measure && inv->target.k == 0 && (next == FORWARD || next == DONE)) {
+    if (inv->measure && inv->target.k == 0 && (next == &nri_forward || !next)) {
         NRI_TRY(nri_keep_best(inv, NULL)); /* something to return if nothing can be measured */
     }
     return enter(inv, next);
@@ -495,13 +466,13 @@ static nri_status
 start(nri_inversion *inv)
 {
     for (int64_t i = 0; i < inv->v->batch * inv->sampler->evaluations; i++) {
-        inv->residual[i] = NAN;
+        inv->result.residual[i] = NAN;
     }
     for (int64_t b = 0; b < inv->v->batch; b++) {
-        inv->error[b] = NAN;
+        inv->result.error[b] = NAN;
     }
     NRI_TRY(take_target(inv));
-    NRI_TRY(enter(inv, inv->options.correct_from ? CORRECT : way_back(inv)));
+    NRI_TRY(enter(inv, inv->options.correct_from ? &nri_correct : way_back(inv)));
     inv->started = true;
     return NRI_OK;
 }
@@ -513,7 +484,7 @@ static void
 find_active(nri_inversion *inv)
 {
     for (int64_t b = 0; b < inv->v->batch; b++) {
-        inv->active[b] = phases[inv->phase].solves ? nri_solve_active(&inv->step, b) : !inv->idle[b];
+        inv->active[b] = inv->phase->solves ? nri_solve_active(&inv->step, b) : !inv->idle[b];
         inv->resting[b] = !inv->active[b];
     }
 }
@@ -524,19 +495,20 @@ nri_inversion_next(nri_inversion *inv, nri_request *request, bool *done)
     if (!inv->started) {
         NRI_TRY(start(inv));
     }
-    *done = inv->phase == DONE;
+    const nri_phase *phase = inv->phase;
+    *done = !phase;
     inv->waiting = !*done;
-    if (!*done) {
-        bool correcting = inv->phase == CORRECT, gradient = inv->phase == SWEEP && inv->step.asks == NRI_GRADIENT;
+    if (phase) {
+        bool correcting = phase == &nri_correct, sweeping = phase == &nri_sweep;
         const nri_sampler *s = correcting ? inv->options.correct_from : inv->sampler;
         find_active(inv);
         *request = (nri_request){.index = inv->j,
                                  .timestep = s->timesteps[inv->j],
                                  .scale = s->inputs[inv->j],
-                                 .slot = phases[inv->phase].sample(inv),
+                                 .slot = phase->sample ? phase->sample(inv) : Z,
                                  .active = inv->active,
-                                 .wants_gradient = inv->phase == SWEEP && inv->step.differentiates,
-                                 .cotangent = gradient ? inv->step.cotangent : -1,
+                                 .wants_gradient = sweeping && inv->step.differentiates,
+                                 .cotangent = sweeping && inv->step.asks == NRI_GRADIENT ? inv->step.cotangent : -1,
                                  .correcting = correcting};
     }
     return NRI_OK;
@@ -550,34 +522,16 @@ nri_inversion_feed(nri_inversion *inv, const nri_tensor *model_output)
         return NRI_BAD_ORDER;
     }
     inv->waiting = false; /* also after a failure: what has been done cannot be done again */
-    NRI_TRY(phases[inv->phase].feed(inv, model_output, &ended));
+    NRI_TRY(inv->phase->feed(inv, model_output, &ended));
     return ended ? go_on(inv) : NRI_OK;
 }
 
 nri_status
 nri_inversion_result(const nri_inversion *inv, nri_result *result)
 {
-    if (!inv->started || inv->phase != DONE) {
+    if (!inv->started || inv->phase) {
         return NRI_BAD_ORDER;
     }
-    *result = (nri_result){
-        .latents = inv->options.correct_only ? Z0
-                   : inv->measure            ? BEST
-                                             : STATE,
-        .noises = inv->forward.noises,
-        .trajectory = inv->best_trajectory >= 0 ? inv->best_trajectory : inv->trajectory,
-        .corrected = inv->options.correct_from ? Z0 : -1,
-        .evaluations = inv->evaluations,
-        .residual = inv->residual,
-        .step_nfe = inv->step_nfe,
-        .nfe = inv->nfe,
-        .reason = inv->reason,
-        .error = inv->error,
-        .restarts = inv->tally.restarts,
-        .rejected = inv->tally.rejected,
-        .failed = inv->tally.failed,
-        .moved = inv->moved,
-        .held = inv->held,
-    };
+    *result = inv->result;
     return NRI_OK;
 }

@@ -47,8 +47,8 @@ state(const nri_inversion *inv, int slot, int j)
     return inv->passes + (1 + slot) * inv->sampler->evaluations + j;
 }
 
-int
-nri_passes_sample(const nri_inversion *inv)
+static int
+sample(const nri_inversion *inv)
 {
     return state(inv, STATES, inv->j);
 }
@@ -93,8 +93,8 @@ go_back(nri_inversion *inv, int dst, bool evaluated)
     return NRI_OK;
 }
 
-nri_status
-nri_begin_passes(nri_inversion *inv)
+static nri_status
+begin(nri_inversion *inv)
 {
     const nri_sampler *s = inv->sampler;
     int E = s->evaluations;
@@ -124,9 +124,9 @@ log_pass(nri_inversion *inv, int r)
         NRI_TRY(nri_norms(inv->v, state(inv, r, j), miss));
         for (int64_t b = 0; b < B; b++) {
             if (inv->active[b] && isfinite(whole[b])) { /* what is not finite reaches s_0 */
-                inv->residual[j * B + b] = size[b] > 0 ? miss[b] / size[b] : miss[b];
+                inv->result.residual[j * B + b] = size[b] > 0 ? miss[b] / size[b] : miss[b];
             }
-            inv->step_nfe[j * B + b] += inv->active[b];
+            inv->result.step_nfe[j * B + b] += inv->active[b];
         }
     }
     return nri_norms(inv->stack, STATES, inv->step.scale);
@@ -168,14 +168,14 @@ end_pass(nri_inversion *inv)
     NRI_TRY(nri_solve_feed(s, PASS_SPARE));
     NRI_TRY(inv->stack->ops->copy(inv->stack, STATES, PASS_SPARE, inv->active)); /* finished samples stay as they are */
     for (int64_t b = 0; b < inv->v->batch; b++) {
-        inv->reason[b] = s->reason[b];
+        inv->result.reason[b] = s->reason[b];
         inv->idle[b] = s->reason[b] == NRI_NON_FINITE;
     }
     return clean_outputs(inv);
 }
 
-nri_status
-nri_feed_passes(nri_inversion *inv, const nri_tensor *answer, bool *ended)
+static nri_status
+feed(nri_inversion *inv, const nri_tensor *answer, bool *ended)
 {
     NRI_TRY(nri_load_answer(inv, output(inv, inv->j), answer));
     if (++inv->j < inv->sampler->evaluations) {
@@ -186,3 +186,5 @@ nri_feed_passes(nri_inversion *inv, const nri_tensor *answer, bool *ended)
     *ended = inv->step.asks == NRI_NOTHING;
     return *ended ? end_passes(inv) : NRI_OK;
 }
+
+const nri_phase nri_passes = {begin, feed, sample, true};

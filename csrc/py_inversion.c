@@ -104,25 +104,17 @@ read_lists(const Inversion *self, const given *g, PyObject **tuples)
     return 0;
 }
 
-/* Where tensor k of a list belongs. */
-static int
-list_slot(const Inversion *self, int list, int k)
-{
-    int each = list == CORRECT_NOISES ? self->options.correct_from->noises : 1;
-    return list == NOISES  ? nri_inversion_noise(self->core, k)
-           : list == DRAWS ? nri_inversion_draw(self->core, k)
-                           : nri_inversion_correct_noise(self->core, k / each, k % each);
-}
-
 static int
 load_all(Inversion *self, PyObject *guess, PyObject **tuples)
 {
     const pattern *p = &self->target;
-    int bad = exchange(self->v, nri_inversion_target(self->core), p, p->like, "target", NRI_LOAD)
-              || (guess != Py_None && exchange(self->v, nri_inversion_guess(self->core), p, guess, "guess", NRI_LOAD));
+    nri_inputs to = nri_inversion_inputs(self->core);
+    const int first[LISTS] = {to.noises, to.draws, to.correct_noises};
+    int bad = exchange(self->v, to.target, p, p->like, "target", NRI_LOAD)
+              || (guess != Py_None && exchange(self->v, to.guess, p, guess, "guess", NRI_LOAD));
     for (int i = 0; !bad && i < LISTS; i++) {
         for (int k = 0; !bad && k < PyTuple_Size(tuples[i]); k++) {
-            bad = exchange(self->v, list_slot(self, i, k), p, PyTuple_GetItem(tuples[i], k), list_names[i], NRI_LOAD);
+            bad = exchange(self->v, first[i] + k, p, PyTuple_GetItem(tuples[i], k), list_names[i], NRI_LOAD);
         }
     }
     return bad;

@@ -15,9 +15,9 @@ nri_load_answer(nri_inversion *inv, int dst, const nri_tensor *answer)
 {
     NRI_TRY(inv->v->ops->exchange(inv->v, dst, answer, NRI_LOAD));
     for (int64_t b = 0; b < inv->v->batch; b++) {
-        inv->nfe[b] += inv->active[b];
+        inv->result.nfe[b] += inv->active[b];
     }
-    inv->evaluations++;
+    inv->result.evaluations++;
     return inv->v->ops->copy(inv->v, dst, Z0, inv->resting);
 }
 
@@ -70,9 +70,10 @@ log_step(nri_inversion *inv, int64_t b)
 {
     const nri_solve *s = &inv->step;
     int64_t at = inv->j * inv->v->batch + b;
-    inv->residual[at] = s->scale[b] > 0 ? s->residual[b] / s->scale[b] : s->residual[b];
-    inv->step_nfe[at] = s->nfe[b];
-    inv->reason[b] = worse(inv->j == inv->sampler->evaluations - 1 ? NRI_RUNNING : inv->reason[b], s->reason[b]);
+    inv->result.residual[at] = s->scale[b] > 0 ? s->residual[b] / s->scale[b] : s->residual[b];
+    inv->result.step_nfe[at] = s->nfe[b];
+    inv->result.reason[b] = worse(inv->j == inv->sampler->evaluations - 1 ? NRI_RUNNING : inv->result.reason[b],
+                                  s->reason[b]);
 }
 
 nri_status

@@ -49,8 +49,8 @@ describe(nri_inversion *inv, double A)
 }
 
 /* Lay out the equation of step j: C, beta and the first guess Z. */
-nri_status
-nri_begin_sweep(nri_inversion *inv)
+static nri_status
+begin(nri_inversion *inv)
 {
     const nri_sampler *s = inv->sampler;
     const double *row = back_row(s, inv->j), A = row[0];
@@ -97,8 +97,8 @@ mix_output(nri_inversion *inv)
     return nri_combine_all(inv, M, (nri_rows){C, 2, Z - C}, (double[]){-1 / inv->beta, 1 / inv->beta});
 }
 
-nri_status
-nri_feed_sweep(nri_inversion *inv, const nri_tensor *answer, bool *ended)
+static nri_status
+feed(nri_inversion *inv, const nri_tensor *answer, bool *ended)
 {
     nri_solve *s = &inv->step;
     bool value = s->asks == NRI_VALUE;
@@ -115,3 +115,5 @@ nri_feed_sweep(nri_inversion *inv, const nri_tensor *answer, bool *ended)
     *ended = s->asks == NRI_NOTHING;
     return *ended ? nri_end_step(inv) : NRI_OK;
 }
+
+const nri_phase nri_sweep = {begin, feed, NULL, true};

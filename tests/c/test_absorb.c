@@ -191,8 +191,8 @@ check_draw(const char *label, bool scaled, double eta)
         e[d] = toy_normal(&seed);
         state[d] = next[0] * z0[d] + next[1] * e[d];
     }
-    CHECK(toy_put(&s, nri_inversion_target(s.inv), z0) == NRI_OK);
-    CHECK(toy_put(&s, nri_inversion_noise(s.inv, 0), w) == NRI_OK);
+    CHECK(toy_put(&s, nri_inversion_inputs(s.inv).target, z0) == NRI_OK);
+    CHECK(toy_put(&s, nri_inversion_inputs(s.inv).noises, w) == NRI_OK);
     CHECK(nri_inversion_next(s.inv, &q, &done) == NRI_OK && !done && q.index == 1);
     CHECK(toy_feed(&s, e) == NRI_OK);
     CHECK(nri_inversion_next(s.inv, &q, &done) == NRI_OK && !done && q.index == 0);
@@ -240,8 +240,8 @@ check_surplus(void)
     o.solver = NRI_ANDERSON;
     o.max_nfe = 3;
     CHECK(toy_open(&f, &o, 1, WIDE, &s) == NRI_OK);
-    CHECK(toy_put(&s, nri_inversion_target(s.inv), z0) == NRI_OK);
-    CHECK(toy_put(&s, nri_inversion_noise(s.inv, 0), w) == NRI_OK);
+    CHECK(toy_put(&s, nri_inversion_inputs(s.inv).target, z0) == NRI_OK);
+    CHECK(toy_put(&s, nri_inversion_inputs(s.inv).noises, w) == NRI_OK);
     while (nri_inversion_next(s.inv, &q, &done) == NRI_OK && q.index == 1) {
         CHECK(toy_feed(&s, m1) == NRI_OK);
     }

@@ -412,9 +412,9 @@ check_arithmetic(bool predictor, double rho)
     check_label = predictor ? "predictor" : "naive";
     o.verify = true;
     session s = open(&f, o);
-    put(&s, nri_inversion_target(s.inv), Z0);
-    put(&s, nri_inversion_noise(s.inv, 0), N0);
-    put(&s, nri_inversion_noise(s.inv, 1), N1);
+    put(&s, nri_inversion_inputs(s.inv).target, Z0);
+    put(&s, nri_inversion_inputs(s.inv).noises, N0);
+    put(&s, nri_inversion_inputs(s.inv).noises + 1, N1);
     memcpy(state, Z0, sizeof(state));
     check_slot(&s, ask(&s, &f, 2), state);
     CHECK(feed(&s, M2) == NRI_OK);
@@ -466,7 +466,7 @@ check_order(void)
     check_label = "order";
     o.max_nfe = 1;
     session s = open(&f, o);
-    put(&s, nri_inversion_target(s.inv), Z0);
+    put(&s, nri_inversion_inputs(s.inv).target, Z0);
     CHECK(feed(&s, M0) == NRI_BAD_ORDER);
     CHECK(nri_inversion_result(s.inv, &result) == NRI_BAD_ORDER);
     ask(&s, &f, 0);
@@ -488,12 +488,12 @@ check_bad_target(void)
     bool done;
     check_label = "bad target";
     session s = open(&f, exact);
-    put(&s, nri_inversion_target(s.inv), (double[]){1, NAN, 0});
+    put(&s, nri_inversion_inputs(s.inv).target, (double[]){1, NAN, 0});
     for (int i = 0; i < 2; i++) {
         CHECK(nri_inversion_next(s.inv, &request, &done) == NRI_NOT_FINITE);
         CHECK(feed(&s, M0) == NRI_BAD_ORDER);
     }
-    put(&s, nri_inversion_target(s.inv), Z0);
+    put(&s, nri_inversion_inputs(s.inv).target, Z0);
     CHECK(nri_inversion_next(s.inv, &request, &done) == NRI_OK && !done);
     shut(&s);
 }

@@ -166,8 +166,8 @@ check_by_hand(void)
     o.max_nfe = 2;
     o.verify = true;
     CHECK(toy_open(&f, &o, 1, 1, &s) == NRI_OK);
-    CHECK(toy_put(&s, nri_inversion_target(s.inv), z) == NRI_OK);
-    CHECK(toy_put(&s, nri_inversion_noise(s.inv, 0), n) == NRI_OK);
+    CHECK(toy_put(&s, nri_inversion_inputs(s.inv).target, z) == NRI_OK);
+    CHECK(toy_put(&s, nri_inversion_inputs(s.inv).noises, n) == NRI_OK);
     const double *back = s.sampler->back; /* rows of A, b_0..b_2, C */
     double first[4] = {0, 0, 0, z[0]};
     G[3] = z[0];
@@ -215,8 +215,8 @@ check_by_hand(void)
     for (int variant = 0; variant < 2; variant++) {
         o.tol = sqrt(miss / size) * (variant ? 1.001 : 0.999);
         CHECK(toy_open(&f, &o, 1, 1, &s) == NRI_OK);
-        CHECK(toy_put(&s, nri_inversion_target(s.inv), z) == NRI_OK);
-        CHECK(toy_put(&s, nri_inversion_noise(s.inv, 0), n) == NRI_OK);
+        CHECK(toy_put(&s, nri_inversion_inputs(s.inv).target, z) == NRI_OK);
+        CHECK(toy_put(&s, nri_inversion_inputs(s.inv).noises, n) == NRI_OK);
         for (int j = 0; j < 3; j++) {
             ask(&s, j, first[j]);
             CHECK(toy_feed(&s, m + j) == NRI_OK);
@@ -247,8 +247,8 @@ check_first_estimate(void)
         o.predictor = variant != 2;
         f.leveled = variant != 3;
         CHECK(toy_open(&f, &o, 1, 1, &s) == NRI_OK);
-        CHECK(toy_put(&s, nri_inversion_target(s.inv), z) == NRI_OK);
-        CHECK(toy_put(&s, nri_inversion_guess(s.inv), guess) == NRI_OK);
+        CHECK(toy_put(&s, nri_inversion_inputs(s.inv).target, z) == NRI_OK);
+        CHECK(toy_put(&s, nri_inversion_inputs(s.inv).guess, guess) == NRI_OK);
         for (int j = 3; j >= 0; j--) {
             plain[j] = plain[j + 1] / *toy_alpha(&f, j, j);
         }

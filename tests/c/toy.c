@@ -324,9 +324,9 @@ drive(nri_inversion *inv, nri_space *v, const toy_form *f, const toy_network *ne
     bool done;
     int sweep = -1; /* where the samples of sweeps are: that of the first request is one */
     toy_problem copy = *p;
-    NRI_TRY(toy_move(v, nri_inversion_target(inv), copy.target, true));
+    NRI_TRY(toy_move(v, nri_inversion_inputs(inv).target, copy.target, true));
     for (int k = 0; k < f->K; k++) {
-        NRI_TRY(toy_move(v, nri_inversion_noise(inv, k), copy.noises[k], true));
+        NRI_TRY(toy_move(v, nri_inversion_inputs(inv).noises + k, copy.noises[k], true));
     }
     for (int i = 0;; i++) {
         NRI_TRY(nri_inversion_next(inv, &request, &done));
