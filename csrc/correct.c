@@ -73,7 +73,7 @@ feed_inverting(nri_inversion *inv, const nri_tensor *answer)
     for (int k = 0; k <= inv->j; k++) {
         b += row[1 + k];
     }
-    NRI_TRY(nri_sum_used(inv->v, inv->coef, NOISE, inv->denoise.noises, s->noises, row + 1 + s->evaluations, &noisy));
+    NRI_TRY(nri_sum_used(inv->v, NOISE, inv->denoise.noises, s->noises, row + 1 + s->evaluations, &noisy));
     NRI_TRY(
         nri_combine_all(inv, STATE, (nri_rows){STATE, 3, 1}, (double[]){1 / row[0], -b / row[0], noisy ? -1 / row[0] : 0}));
     return inv->j-- > 0 ? NRI_OK : begin_denoising(inv);
@@ -96,7 +96,7 @@ end_round(nri_inversion *inv)
     }
     NRI_TRY(inv->v->ops->copy(inv->v, END, Y, inv->spoiled));
     NRI_TRY(nri_run_clean(&inv->denoise, Z0, inv->spoiled));
-    return inv->v->ops->combine(inv->v, Y, (nri_rows){Z0, 2, END - Z0}, inv->coef);
+    return inv->v->ops->combine(inv->v, Y, (nri_rows){Z0, 2, END - Z0}, inv->coef, 2);
 }
 
 /* The corrected image takes the target's place. */

@@ -1,6 +1,7 @@
 /* Exceptions of nrinv._C, and the names that it reads. */
 #include "python.h"
 
+#include <stdarg.h>
 #include <string.h>
 
 PyObject *
@@ -14,6 +15,16 @@ raise_status(nri_status status)
     }
     PyErr_SetString(status == NRI_BAD_ORDER ? PyExc_RuntimeError : PyExc_ValueError, nri_status_text(status));
     return NULL;
+}
+
+int
+refuse(const char *format, ...)
+{
+    va_list given;
+    va_start(given, format);
+    PyErr_FormatV(PyExc_ValueError, format, given);
+    va_end(given);
+    return -1;
 }
 
 int
@@ -31,8 +42,7 @@ check_problem(nri_status status, const nri_problem *problem)
     if (status == NRI_OK || !*problem->text) {
         return check_status(status);
     }
-    PyErr_SetString(PyExc_ValueError, problem->text);
-    return -1;
+    return refuse("%s", problem->text);
 }
 
 void

@@ -53,7 +53,7 @@ struct nri_inversion {
 
     int *allowance;            /* [E] evaluations that each step may take */
     double *surplus, *natural; /* [B] absorb.c: norms of the noise that takes up the step, and of the one in the state */
-    double *coef;              /* [B][widest combination] */
+    double *coef;              /* [3 B + 2 E + 2] scratch, E of the longer sampler */
     bool *idle;                /* [B] finished or failed: the sample is left alone */
     bool *active, *resting;    /* [B] samples being evaluated, and the others */
     void *block;

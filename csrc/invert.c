@@ -248,8 +248,7 @@ allocate(nri_inversion *inv)
 {
     const nri_sampler *s = inv->sampler, *from = inv->options.correct_from;
     int64_t B = inv->v->batch, E = s->evaluations, corrected = from ? B : 0;
-    int widest = most(most(s->noises, Z + 1), most(nri_run_slots(s), s->evaluations));
-    widest = from ? most(widest, most(from->noises, nri_run_slots(from))) : widest;
+    int longest = from ? most(s->evaluations, from->evaluations) : s->evaluations; /* a window is no longer */
 #define ARRAY(member, rows, columns) NRI_ARRAY(nri_inversion, member, rows, columns)
     const nri_array arrays[] = {
         ARRAY(allowance, E, 1),
@@ -257,7 +256,7 @@ allocate(nri_inversion *inv)
         ARRAY(result.error, B, 1),
         ARRAY(surplus, B, 1),
         ARRAY(natural, B, 1),
-        ARRAY(coef, B, widest),
+        ARRAY(coef, 3 * B + 2 * longest + 2, 1),
         ARRAY(result.step_nfe, E, B),
         ARRAY(result.nfe, B, 1),
         ARRAY(result.reason, B, 1),

@@ -8,25 +8,16 @@
 static int
 load_aten(void)
 {
-    PyObject *torch_c = PyImport_ImportModule("torch._C"), *file = NULL;
-    const char *path, *missing = NULL;
-    if (torch_c) {
-        file = PyObject_GetAttrString(torch_c, "__file__");
-        Py_DECREF(torch_c);
-    }
-    path = file ? PyUnicode_AsUTF8AndSize(file, NULL) : NULL;
-    if (path) {
-        missing = nri_aten_load(path);
-    }
-    Py_XDECREF(file);
-    if (!path) {
-        return -1;
-    }
+    PyObject *torch_c = PyImport_ImportModule("torch._C");
+    PyObject *file = torch_c ? PyObject_GetAttrString(torch_c, "__file__") : NULL;
+    const char *path = file ? PyUnicode_AsUTF8AndSize(file, NULL) : NULL, *missing = path ? nri_aten_load(path) : NULL;
+    int bad = !path || missing;
     if (missing) {
         PyErr_Format(PyExc_ImportError, "this torch does not have what nrinv needs (torch >= 2.10): %s", missing);
-        return -1;
     }
-    return 0;
+    Py_XDECREF(torch_c);
+    Py_XDECREF(file);
+    return bad ? -1 : 0;
 }
 
 static PyObject *

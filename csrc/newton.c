@@ -90,7 +90,7 @@ measure(nri_solve *s, int z, double *sum, double *square, double *far)
     NRI_TRY(ops->dots(s->v, r, (nri_rows){s->cotangent, 1, 1}, sum));
     memset(far, 0, sizeof(*far) * (size_t)s->v->batch);
     if (s->lam > 0) {
-        NRI_TRY(nri_combine_same(s->v, s->coef, s->slot.spare, (nri_rows){z, 2, s->mean - z}, (double[]){1, -1}));
+        NRI_TRY(ops->combine(s->v, s->slot.spare, (nri_rows){z, 2, s->mean - z}, (double[]){1, -1}, 0));
         NRI_TRY(ops->dots(s->v, s->slot.spare, (nri_rows){s->slot.spare, 1, 1}, far));
     }
     return ops->dots(s->v, r, (nri_rows){r, 1, 1}, square);
@@ -144,7 +144,7 @@ turn(nri_solve *s, int z)
         memcpy(s->coef + 4 * b, (double[]){-1, s->slope, s->pull[b], -s->pull[b]}, 4 * sizeof(double));
     }
     NRI_TRY(ops->copy(s->v, s->product, s->slot.origin, s->failed));
-    NRI_TRY(ops->combine(s->v, s->slot.spare, (nri_rows){first, 4, 1}, s->coef));
+    NRI_TRY(ops->combine(s->v, s->slot.spare, (nri_rows){first, 4, 1}, s->coef, 4));
     NRI_TRY(ops->sign(s->v, s->slot.spare, s->slot.spare, s->floor));
     NRI_TRY(ops->copy(s->v, first + NRI_NEWTON_DIRECTION, s->slot.spare, s->wants));
     return give_results(s, z);
@@ -160,7 +160,7 @@ step(nri_solve *s, int z)
         s->coef[2 * b] = 1;
         s->coef[2 * b + 1] = s->mark[b] ? -s->length[b] * s->merit[b] : 0;
     }
-    NRI_TRY(s->v->ops->combine(s->v, s->slot.spare, (nri_rows){best, 2, direction - best}, s->coef));
+    NRI_TRY(s->v->ops->combine(s->v, s->slot.spare, (nri_rows){best, 2, direction - best}, s->coef, 2));
     return s->v->ops->copy(s->v, z, s->slot.spare, s->mark);
 }
 

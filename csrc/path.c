@@ -80,12 +80,12 @@ angles(nri_space *v, const double *a, const double *b, double *coef, double *sum
         coef[2 * i] = 1 / a[i];
         coef[2 * i + 1] = 1 / b[i];
     }
-    NRI_TRY(v->ops->combine(v, NRI_PATH_SPARE, (nri_rows){NRI_PATH_A, 2, 1}, coef));
+    NRI_TRY(v->ops->combine(v, NRI_PATH_SPARE, (nri_rows){NRI_PATH_A, 2, 1}, coef, 2));
     NRI_TRY(v->ops->dots(v, NRI_PATH_SPARE, (nri_rows){NRI_PATH_SPARE, 1, 1}, sum));
     for (int64_t i = 0; i < v->batch; i++) {
         coef[2 * i + 1] *= -1;
     }
-    NRI_TRY(v->ops->combine(v, NRI_PATH_SPARE, (nri_rows){NRI_PATH_A, 2, 1}, coef));
+    NRI_TRY(v->ops->combine(v, NRI_PATH_SPARE, (nri_rows){NRI_PATH_A, 2, 1}, coef, 2));
     NRI_TRY(v->ops->dots(v, NRI_PATH_SPARE, (nri_rows){NRI_PATH_SPARE, 1, 1}, theta));
     for (int64_t i = 0; i < v->batch; i++) {
         theta[i] = 2 * atan2(sqrt(theta[i]), sqrt(sum[i]));
@@ -102,7 +102,7 @@ find_direction(nri_space *v, const double *a, const double *b, const double *the
         coef[2 * i + 1] = 1 / b[i];
         known[i] = sin(theta[i]) > ROUNDING;
     }
-    NRI_TRY(v->ops->combine(v, NRI_PATH_SPARE, (nri_rows){NRI_PATH_A, 2, 1}, coef));
+    NRI_TRY(v->ops->combine(v, NRI_PATH_SPARE, (nri_rows){NRI_PATH_A, 2, 1}, coef, 2));
     NRI_TRY(v->ops->copy(v, NRI_PATH_DIRECTION, NRI_PATH_SPARE, known));
     for (int pass = 0; pass < 2; pass++) { /* the second time takes away what rounding has left */
         NRI_TRY(v->ops->dots(v, NRI_PATH_DIRECTION, (nri_rows){NRI_PATH_A, 1, 1}, dot));
@@ -110,13 +110,13 @@ find_direction(nri_space *v, const double *a, const double *b, const double *the
             coef[2 * i] = -dot[i] / (a[i] * a[i]);
             coef[2 * i + 1] = 1;
         }
-        NRI_TRY(v->ops->combine(v, NRI_PATH_DIRECTION, (nri_rows){NRI_PATH_A, 2, NRI_PATH_DIRECTION - NRI_PATH_A}, coef));
+        NRI_TRY(v->ops->combine(v, NRI_PATH_DIRECTION, (nri_rows){NRI_PATH_A, 2, NRI_PATH_DIRECTION - NRI_PATH_A}, coef, 2));
     }
     NRI_TRY(v->ops->dots(v, NRI_PATH_DIRECTION, (nri_rows){NRI_PATH_DIRECTION, 1, 1}, dot));
     for (int64_t i = 0; i < v->batch; i++) {
         coef[i] = dot[i] > 0 ? 1 / sqrt(dot[i]) : 0;
     }
-    return v->ops->combine(v, NRI_PATH_DIRECTION, (nri_rows){NRI_PATH_DIRECTION, 1, 1}, coef);
+    return v->ops->combine(v, NRI_PATH_DIRECTION, (nri_rows){NRI_PATH_DIRECTION, 1, 1}, coef, 1);
 }
 
 /* The weights of the point with norm r at the angle phi. */

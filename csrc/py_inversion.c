@@ -73,8 +73,7 @@ check_sampler(PyObject *x, const char *name, PyObject *type)
     if (PyObject_TypeCheck(x, (PyTypeObject *)type)) {
         return 0;
     }
-    PyErr_Format(PyExc_ValueError, "%s must be a Sampler, got %R", name, (PyObject *)Py_TYPE(x));
-    return -1;
+    return refuse("%s must be a Sampler, got %R", name, (PyObject *)Py_TYPE(x));
 }
 
 /* The lists, read once, as tuples as long as the options want; None has no tensors.  Drop them also after a failure. */
@@ -96,9 +95,8 @@ read_lists(const Inversion *self, const given *g, PyObject **tuples)
             return -1;
         }
         if (PyTuple_Size(tuples[i]) != wanted[i].count) {
-            PyErr_Format(PyExc_ValueError, "%s must hold %lld tensors, %s, got %zd", list_names[i],
-                         (long long)wanted[i].count, wanted[i].what, PyTuple_Size(tuples[i]));
-            return -1;
+            return refuse("%s must hold %lld tensors, %s, got %zd", list_names[i], (long long)wanted[i].count,
+                          wanted[i].what, PyTuple_Size(tuples[i]));
         }
     }
     return 0;
@@ -126,8 +124,7 @@ read_radius(PyObject *radius, int64_t batch)
 {
     PyArrayObject *a = (PyArrayObject *)PyArray_FROM_OTF(radius, NPY_DOUBLE, NPY_ARRAY_IN_ARRAY);
     if (a && (PyArray_NDIM(a) != 1 || PyArray_DIM(a, 0) != batch)) {
-        PyErr_Format(PyExc_ValueError, "radius must hold a norm of at least 0 for each of the %lld samples, got %R",
-                     (long long)batch, radius);
+        refuse("radius must hold a norm of at least 0 for each of the %lld samples, got %R", (long long)batch, radius);
         Py_CLEAR(a);
     }
     return a;
@@ -172,8 +169,7 @@ inversion_open(Inversion *self, const module_state *state, const given *g)
     status = nri_inversion_next(self->core, &request, &done);
     Py_END_ALLOW_THREADS
     if (status == NRI_NOT_FINITE) {
-        PyErr_SetString(PyExc_ValueError, "target must be finite, got NaN or infinity");
-        return -1;
+        return refuse("target must be finite, got NaN or infinity");
     }
     return check_status(status);
 }

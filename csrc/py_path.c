@@ -10,22 +10,21 @@ raise_path_status(nri_status status, const nri_space *v, int64_t sample, const c
 {
     double low, high;
     if (status == NRI_NOT_FINITE) {
-        PyErr_Format(PyExc_ValueError, "%s: sample %lld must be finite and not zero", name, (long long)sample);
+        refuse("%s: sample %lld must be finite and not zero", name, (long long)sample);
     }
     else if (status == NRI_NO_NOISE && nri_path_norms(v->elements, &low, &high) == NRI_OK) {
         PyObject *range = Py_BuildValue("dd", low, high);
         if (range) {
-            PyErr_Format(PyExc_ValueError, "%s: sample %lld must have a norm in %R..%R, as noise has, for a geodesic", name,
-                         (long long)sample, PyTuple_GetItem(range, 0), PyTuple_GetItem(range, 1));
+            refuse("%s: sample %lld must have a norm in %R..%R, as noise has, for a geodesic", name, (long long)sample,
+                   PyTuple_GetItem(range, 0), PyTuple_GetItem(range, 1));
             Py_DECREF(range);
         }
     }
     else if (status == NRI_BAD_ARGUMENT) {
-        PyErr_Format(PyExc_ValueError, "%s must have at least 4 elements a sample for a geodesic, got %lld", name,
-                     (long long)v->elements);
+        refuse("%s must have at least 4 elements a sample for a geodesic, got %lld", name, (long long)v->elements);
     }
     else if (status == NRI_NOT_UNIQUE) {
-        PyErr_Format(PyExc_ValueError, "%s: %s", name, nri_status_text(status));
+        refuse("%s: %s", name, nri_status_text(status));
     }
     else {
         raise_status(status);
@@ -40,7 +39,7 @@ points(nri_space *v, const pattern *p, int n, const double *weights)
     for (int i = 0; out && i < n; i++) {
         nri_status status;
         Py_BEGIN_ALLOW_THREADS
-        status = v->ops->combine(v, NRI_PATH_POINT, (nri_rows){NRI_PATH_A, 3, 1}, weights + (int64_t)i * 3 * v->batch);
+        status = v->ops->combine(v, NRI_PATH_POINT, (nri_rows){NRI_PATH_A, 3, 1}, weights + (int64_t)i * 3 * v->batch, 3);
         Py_END_ALLOW_THREADS
         set_item(&out, i, status == NRI_OK ? give(v, NRI_PATH_POINT, p, false) : raise_status(status));
     }
@@ -101,7 +100,7 @@ path_interpolate(PyObject *module, PyObject *args, PyObject *kwargs)
         return NULL;
     }
     if (PyArray_NDIM(fractions) != 1 || PyArray_DIM(fractions, 0) < 1 || PyArray_DIM(fractions, 0) > INT_MAX) {
-        PyErr_SetString(PyExc_ValueError, "fractions must be a vector of at least one number");
+        refuse("fractions must be a vector of at least one number");
     }
     else if (!read_pattern(a, "a", "a", &p) && !create_space(PyModule_GetState(module), &p, NRI_PATH_SLOTS, &v)
              && !exchange(v, NRI_PATH_A, &p, a, "a", NRI_LOAD) && !exchange(v, NRI_PATH_B, &p, b, "b", NRI_LOAD)
@@ -133,7 +132,7 @@ centroid(nri_space *v, const pattern *p, int K, const double *shares)
     status = nri_centroid(v, K, shares, weights, &sample);
     if (status == NRI_OK) {
         sample = -1;
-        status = v->ops->combine(v, K, (nri_rows){0, K, 1}, weights);
+        status = v->ops->combine(v, K, (nri_rows){0, K, 1}, weights, K);
     }
     Py_END_ALLOW_THREADS
     PyMem_Free(weights);
@@ -159,7 +158,7 @@ path_centroid(PyObject *module, PyObject *args, PyObject *kwargs)
     Py_ssize_t K = latents ? PyTuple_Size(latents) : -1;
     int bad = !shares;
     if (!bad && (K < 1 || K > INT_MAX / 4 || PyArray_NDIM(shares) != 1 || PyArray_DIM(shares, 0) != K)) {
-        PyErr_Format(PyExc_ValueError, "shares must be a vector of %zd numbers, one for each of the latents", K);
+        refuse("shares must be a vector of %zd numbers, one for each of the latents", K);
         bad = 1;
     }
     bad = bad || read_pattern(PyTuple_GetItem(latents, 0), "the first", "latents", &p)

@@ -8,20 +8,19 @@ check_shapes(PyArrayObject *timesteps, PyArrayObject *steps, PyArrayObject *inpu
 {
     npy_intp E = PyArray_NDIM(timesteps) == 1 ? PyArray_DIM(timesteps, 0) : 0;
     if (E < 1 || E > INT_MAX / 4) {
-        PyErr_SetString(PyExc_ValueError, "timesteps must be a vector of at least one timestep");
+        return refuse("timesteps must be a vector of at least one timestep");
     }
-    else if (PyArray_NDIM(inputs) != 1 || PyArray_DIM(inputs, 0) != E) {
-        PyErr_Format(PyExc_ValueError, "inputs must be a vector of %zd numbers, one per timestep", (Py_ssize_t)E);
+    if (PyArray_NDIM(inputs) != 1 || PyArray_DIM(inputs, 0) != E) {
+        return refuse("inputs must be a vector of %zd numbers, one per timestep", (Py_ssize_t)E);
     }
-    else if (PyArray_NDIM(steps) != 2 || PyArray_DIM(steps, 0) != E || PyArray_DIM(steps, 1) < 2 * E
-             || PyArray_DIM(steps, 1) > INT_MAX) {
-        PyErr_Format(PyExc_ValueError, "steps must be a matrix of %zd rows and at least %zd columns", (Py_ssize_t)E,
-                     (Py_ssize_t)(2 * E));
+    if (PyArray_NDIM(steps) != 2 || PyArray_DIM(steps, 0) != E || PyArray_DIM(steps, 1) < 2 * E
+        || PyArray_DIM(steps, 1) > INT_MAX) {
+        return refuse("steps must be a matrix of %zd rows and at least %zd columns", (Py_ssize_t)E, (Py_ssize_t)(2 * E));
     }
-    else if (levels && (PyArray_NDIM(levels) != 2 || PyArray_DIM(levels, 0) != E + 1 || PyArray_DIM(levels, 1) != 2)) {
-        PyErr_Format(PyExc_ValueError, "levels must be a matrix of %zd rows and 2 columns", (Py_ssize_t)(E + 1));
+    if (levels && (PyArray_NDIM(levels) != 2 || PyArray_DIM(levels, 0) != E + 1 || PyArray_DIM(levels, 1) != 2)) {
+        return refuse("levels must be a matrix of %zd rows and 2 columns", (Py_ssize_t)(E + 1));
     }
-    return PyErr_Occurred() ? -1 : 0;
+    return 0;
 }
 
 static PyObject *
@@ -49,7 +48,7 @@ sampler_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
             raise_status(status);
         }
         if (status != NRI_OK && step >= 0) {
-            PyErr_Format(PyExc_ValueError, "steps: step %d of %d: %s", step, E, nri_status_text(status));
+            refuse("steps: step %d of %d: %s", step, E, nri_status_text(status));
         }
     }
     for (int i = 0; i < 4; i++) {

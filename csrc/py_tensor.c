@@ -31,20 +31,17 @@ exchange_of(PyObject *x)
     return api && api->view_py ? api : NULL;
 }
 
+/* An nri_dtype, or -1. */
 static int
-dtype_of_torch(const nri_dl_tensor *x, nri_dtype *out)
+dtype_of_torch(const nri_dl_tensor *x)
 {
-    static const struct {
-        int code, bits;
-        nri_dtype dtype;
-    } known[] = {{NRI_DL_FLOAT, 16, NRI_FLOAT16},
-                 {NRI_DL_BFLOAT, 16, NRI_BFLOAT16},
-                 {NRI_DL_FLOAT, 32, NRI_FLOAT32},
-                 {NRI_DL_FLOAT, 64, NRI_FLOAT64}};
-    for (size_t i = 0; x->lanes == 1 && i < sizeof(known) / sizeof(*known); i++) {
-        if (x->code == known[i].code && x->bits == known[i].bits) {
-            *out = known[i].dtype;
-            return 0;
+    static const uint8_t known[][2] = {[NRI_FLOAT16] = {NRI_DL_FLOAT, 16},
+                                       [NRI_BFLOAT16] = {NRI_DL_BFLOAT, 16},
+                                       [NRI_FLOAT32] = {NRI_DL_FLOAT, 32},
+                                       [NRI_FLOAT64] = {NRI_DL_FLOAT, 64}};
+    for (int i = 0; x->lanes == 1 && i < (int)(sizeof(known) / sizeof(*known)); i++) {
+        if (x->code == known[i][0] && x->bits == known[i][1]) {
+            return i;
         }
     }
     return -1;
@@ -69,8 +66,7 @@ take_torch(PyObject *x, const char *name, intake *in)
 {
     nri_dl_exchange *api = exchange_of(x);
     if (!api) {
-        PyErr_Format(PyExc_ValueError, "%s must be a torch tensor like the target, got %R", name, (PyObject *)Py_TYPE(x));
-        return -1;
+        return refuse("%s must be a torch tensor like the target, got %R", name, (PyObject *)Py_TYPE(x));
     }
     in->owner = without_lazy_sign(x);
     if (!in->owner) {
@@ -79,27 +75,25 @@ take_torch(PyObject *x, const char *name, intake *in)
     int64_t elements = 1;
     if (api->view_py(in->owner, &in->view)) {
         PyErr_Clear();
-        PyErr_Format(PyExc_ValueError, "%s must be a dense tensor on a CPU, CUDA or ROCm device, got %R", name, x);
-        return -1;
+        return refuse("%s must be a dense tensor on a CPU, CUDA or ROCm device, got %R", name, x);
     }
     for (int i = 0; i < in->view.ndim; i++) {
         elements *= in->view.shape[i];
     }
     if (!in->view.data && elements) {
-        PyErr_Format(PyExc_ValueError, "%s has no memory: fake and meta tensors cannot be inverted", name);
-        return -1;
+        return refuse("%s has no memory: fake and meta tensors cannot be inverted", name);
+    }
+    int dtype = dtype_of_torch(&in->view);
+    if (dtype < 0) {
+        return refuse("%s must be float16, bfloat16, float32 or float64", name);
     }
     in->t = (nri_tensor){(char *)in->view.data + in->view.byte_offset,
-                         NRI_FLOAT32,
+                         (nri_dtype)dtype,
                          in->view.device_type,
                          in->view.device_index,
                          in->view.ndim,
                          in->view.shape,
                          in->view.strides};
-    if (dtype_of_torch(&in->view, &in->t.dtype)) {
-        PyErr_Format(PyExc_ValueError, "%s must be float16, bfloat16, float32 or float64", name);
-        return -1;
-    }
     return 0;
 }
 
@@ -107,29 +101,20 @@ static int
 take_numpy(PyObject *x, const char *name, intake *in)
 {
     if (!PyArray_Check(x)) {
-        PyErr_Format(PyExc_ValueError, "%s must be a NumPy array or a torch tensor, got %R", name, (PyObject *)Py_TYPE(x));
-        return -1;
+        return refuse("%s must be a NumPy array or a torch tensor, got %R", name, (PyObject *)Py_TYPE(x));
     }
-    PyArrayObject *a;
     in->owner = PyArray_FROM_OF(x, NPY_ARRAY_CARRAY_RO | NPY_ARRAY_NOTSWAPPED);
     if (!in->owner) {
         return -1;
     }
-    a = (PyArrayObject *)in->owner;
-    in->t = (nri_tensor){PyArray_DATA(a), NRI_FLOAT32, NRI_DL_CPU, 0, PyArray_NDIM(a), (int64_t *)PyArray_DIMS(a), NULL};
-    switch (PyArray_TYPE(a)) {
-    case NPY_HALF:
-        in->t.dtype = NRI_FLOAT16;
-        return 0;
-    case NPY_FLOAT:
-        return 0;
-    case NPY_DOUBLE:
-        in->t.dtype = NRI_FLOAT64;
-        return 0;
-    default:
-        PyErr_Format(PyExc_ValueError, "%s must be float16, float32 or float64", name);
-        return -1;
+    PyArrayObject *a = (PyArrayObject *)in->owner;
+    int type = PyArray_TYPE(a);
+    if (type != NPY_HALF && type != NPY_FLOAT && type != NPY_DOUBLE) {
+        return refuse("%s must be float16, float32 or float64", name);
     }
+    nri_dtype dtype = type == NPY_HALF ? NRI_FLOAT16 : type == NPY_FLOAT ? NRI_FLOAT32 : NRI_FLOAT64;
+    in->t = (nri_tensor){PyArray_DATA(a), dtype, NRI_DL_CPU, 0, PyArray_NDIM(a), (int64_t *)PyArray_DIMS(a), NULL};
+    return 0;
 }
 
 static int
@@ -140,13 +125,11 @@ take(PyObject *x, bool torch, const char *name, intake *in)
         return -1;
     }
     if (in->t.ndim < 1 || in->t.ndim > MAX_DIMENSIONS) {
-        PyErr_Format(PyExc_ValueError, in->t.ndim ? "%s has too many dimensions" : "%s must have a batch dimension", name);
-        return -1;
+        return refuse(in->t.ndim ? "%s has too many dimensions" : "%s must have a batch dimension", name);
     }
     for (int i = 0; i < in->t.ndim; i++) {
         if (in->t.shape[i] < 1) {
-            PyErr_Format(PyExc_ValueError, "%s must not be empty", name);
-            return -1;
+            return refuse("%s must not be empty", name);
         }
     }
     return 0;
@@ -188,15 +171,14 @@ take_like(const pattern *p, PyObject *x, const char *name, intake *in)
     if (in->t.ndim != p->ndim || memcmp(in->t.shape, p->shape, sizeof(*p->shape) * (size_t)p->ndim)) {
         PyObject *got = shape_tuple(in->t.ndim, in->t.shape), *want = shape_tuple(p->ndim, p->shape);
         if (got && want) {
-            PyErr_Format(PyExc_ValueError, "%s must have %s's shape %R, got %R", name, p->name, want, got);
+            refuse("%s must have %s's shape %R, got %R", name, p->name, want, got);
         }
         Py_XDECREF(got);
         Py_XDECREF(want);
         return -1;
     }
     if (in->t.device_type != p->device_type || in->t.device_index != p->device_index) {
-        PyErr_Format(PyExc_ValueError, "%s must be on %s's device", name, p->name);
-        return -1;
+        return refuse("%s must be on %s's device", name, p->name);
     }
     return 0;
 }

@@ -60,6 +60,9 @@ typedef struct {
 
 PyObject *raise_status(nri_status status);
 
+/* -1 with a ValueError; the format is PyErr_Format's. */
+int refuse(const char *format, ...);
+
 /* 0, or -1 with the exception of a failure; with the problem's text, if it has one. */
 int check_status(nri_status status);
 int check_problem(nri_status status, const nri_problem *problem);

@@ -250,7 +250,7 @@ restart(nri_solve *s)
             s->dots[2 * b] = 1; /* f - r / 2 = z + r / 2: half a step; the second time a quarter, f - 3/4 r = z + r / 4 */
             s->dots[2 * b + 1] = s->restarts[b] > 1 ? -0.75 : -0.5;
         }
-        NRI_TRY(s->v->ops->combine(s->v, s->slot.spare, (nri_rows){s->slot.best_f, 2, 1}, s->dots));
+        NRI_TRY(s->v->ops->combine(s->v, s->slot.spare, (nri_rows){s->slot.best_f, 2, 1}, s->dots, 2));
         NRI_TRY(copy_where(s, 1u << HALF, f, s->slot.spare));
         NRI_TRY(copy_where(s, 1u << HALF, r, s->slot.best_r));
     }
@@ -281,7 +281,7 @@ advance(nri_solve *s, int z)
     if (rare) {
         NRI_TRY(restart(s));
     }
-    NRI_TRY(s->v->ops->combine(s->v, z, (nri_rows){s->slot.f, count, 1}, s->coef));
+    NRI_TRY(s->v->ops->combine(s->v, z, (nri_rows){s->slot.f, count, 1}, s->coef, count));
     if (s->k + 1 >= n) {
         NRI_TRY(save_best(s, ring(s, s->k + 1)));
     }

@@ -6,7 +6,7 @@
 nri_status
 nri_combine_all(nri_inversion *inv, int dst, nri_rows rows, const double *coef)
 {
-    return nri_combine_same(inv->v, inv->coef, dst, rows, coef);
+    return inv->v->ops->combine(inv->v, dst, rows, coef, 0);
 }
 
 /* The rows of resting samples may hold anything, and 0 * NaN would spread it. */
@@ -58,13 +58,6 @@ nri_begin_equation(nri_inversion *inv)
     return NRI_OK;
 }
 
-/* The worse of two ends of a sample. */
-static nri_reason
-worse(nri_reason a, nri_reason b)
-{
-    return a > b ? a : b;
-}
-
 static void
 log_step(nri_inversion *inv, int64_t b)
 {
@@ -72,8 +65,8 @@ log_step(nri_inversion *inv, int64_t b)
     int64_t at = inv->j * inv->v->batch + b;
     inv->result.residual[at] = s->scale[b] > 0 ? s->residual[b] / s->scale[b] : s->residual[b];
     inv->result.step_nfe[at] = s->nfe[b];
-    inv->result.reason[b] = worse(inv->j == inv->sampler->evaluations - 1 ? NRI_RUNNING : inv->result.reason[b],
-                                  s->reason[b]);
+    nri_reason before = inv->j == inv->sampler->evaluations - 1 ? NRI_RUNNING : inv->result.reason[b];
+    inv->result.reason[b] = before > s->reason[b] ? before : s->reason[b]; /* the worse of the two */
 }
 
 nri_status

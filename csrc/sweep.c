@@ -63,7 +63,7 @@ begin(nri_inversion *inv)
         h -= row[1 + k] * rho * (j - k);
     }
     inv->beta = -b / A;
-    NRI_TRY(nri_sum_used(inv->v, inv->coef, NOISE, inv->forward.noises, s->noises, row + 1 + s->evaluations, &noisy));
+    NRI_TRY(nri_sum_used(inv->v, NOISE, inv->forward.noises, s->noises, row + 1 + s->evaluations, &noisy));
     double coef[3] = {1 / A, -h / A, noisy ? -1 / A : 0};
     NRI_TRY(nri_combine_all(inv, C, (nri_rows){STATE, 3, 1}, coef));
     NRI_TRY(guess_state(inv, coef));

@@ -63,8 +63,8 @@ typedef struct nri_space nri_space;
 
 typedef struct {
     void (*destroy)(nri_space *v);
-    /* dst[b] = sum_i coef[b * count + i] * rows_i[b]; dst may be one of the rows */
-    nri_status (*combine)(nri_space *v, int dst, nri_rows rows, const double *coef);
+    /* dst[b] = sum_i coef[b * pitch + i] * rows_i[b], pitch 0: all samples alike; dst may be one of the rows */
+    nri_status (*combine)(nri_space *v, int dst, nri_rows rows, const double *coef, int pitch);
     /* out[b * count + i] = <x[b], rows_i[b]> */
     nri_status (*dots)(nri_space *v, int x, nri_rows rows, double *out);
     /* dst = sign(src) / max(|src|, floor), element by element; sign(src) alone if floor is 0.  NaN gives 0 or NaN. */
@@ -97,9 +97,6 @@ void nri_space_destroy(nri_space *v);
 /* Slot i is the slots first + i * blocks .. of `inner`, which is borrowed; weights [blocks] are those of inner products. */
 nri_status nri_space_create_stack(nri_space *inner, int first, int blocks, int slots, const double *weights,
                                   nri_space **out);
-
-/* dst = sum_i coef[i] rows_i, the same coefficients for every sample; scratch [B][count], which `coef` may be part of */
-nri_status nri_combine_same(nri_space *v, double *scratch, int dst, nri_rows rows, const double *coef);
 
 /* out[b] = |x[b]| */
 nri_status nri_norms(nri_space *v, int x, double *out);

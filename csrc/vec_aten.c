@@ -297,13 +297,13 @@ transfer(space *s, int count, bool to_host)
 }
 
 static nri_status
-combine_aten(nri_space *v, int dst, nri_rows rows, const double *coef)
+combine_aten(nri_space *v, int dst, nri_rows rows, const double *coef, int pitch)
 {
     space *s = (space *)v;
     int n = rows.count;
     NRI_TRY(reserve(s, n));
     for (int64_t i = 0; i < v->batch * n; i++) {
-        s->host[i] = (float)coef[i];
+        s->host[i] = (float)coef[i / n * pitch + i % n];
     }
     NRI_TRY(transfer(s, n, false));
     NRI_TRY(elementwise("aten::mul", 3, (AtenTensorHandle[]){view_rows(s, rows), view_small(s, n, 3), view_scratch(s, n)}));

@@ -108,7 +108,7 @@ dot_block(int64_t n, const float *restrict x, const float *restrict y)
 
 /* Rows are added WIDTH at a time, the sum so far being the first of them; `dst` is written last, as it may be a row. */
 static nri_status
-combine_host(nri_space *v, int dst, nri_rows rows, const double *coef)
+combine_host(nri_space *v, int dst, nri_rows rows, const double *coef, int pitch)
 {
     float sum[BLOCK], c[WIDTH];
     const float *x[WIDTH];
@@ -117,7 +117,7 @@ combine_host(nri_space *v, int dst, nri_rows rows, const double *coef)
             int64_t n = block_length(v, d);
             for (int i = 0, k = 0; i < rows.count; i++) {
                 bool last = i + 1 == rows.count;
-                c[k] = (float)coef[b * rows.count + i];
+                c[k] = (float)coef[b * pitch + i];
                 x[k++] = row(v, b, rows.first + i * rows.step) + d;
                 if (k == WIDTH || last) {
                     combine_block(n, k, c, x, last ? row(v, b, dst) + d : sum);

@@ -33,11 +33,11 @@ block_rows(const space *s, nri_rows rows, int k)
 }
 
 static nri_status
-combine_stack(nri_space *v, int dst, nri_rows rows, const double *coef)
+combine_stack(nri_space *v, int dst, nri_rows rows, const double *coef, int pitch)
 {
     const space *s = (const space *)v;
     for (int k = 0; k < s->blocks; k++) {
-        NRI_TRY(s->inner->ops->combine(s->inner, block_slot(s, dst, k), block_rows(s, rows, k), coef));
+        NRI_TRY(s->inner->ops->combine(s->inner, block_slot(s, dst, k), block_rows(s, rows, k), coef, pitch));
     }
     return NRI_OK;
 }

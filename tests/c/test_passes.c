@@ -446,7 +446,7 @@ check_stack(void)
     for (int i = 0; i < B * 3; i++) {
         coef[i] = toy_normal(&seed);
     }
-    CHECK(stack->ops->combine(stack, 3, (nri_rows){0, 3, 2}, coef) == NRI_OK);
+    CHECK(stack->ops->combine(stack, 3, (nri_rows){0, 3, 2}, coef, 3) == NRI_OK);
     CHECK(stack->ops->copy(stack, 1, 0, which) == NRI_OK);
     CHECK(stack->ops->sign(stack, 2, 2, 0) == NRI_OK);
     t.data = got;

@@ -66,7 +66,7 @@ evaluate(nri_solve *s, const map *maps, int evaluation)
         coef[2 * b + 1] = 1;
     }
     CHECK(ops->exchange(s->v, nri_solve_f(s), &t, NRI_LOAD) == NRI_OK);
-    CHECK(ops->combine(s->v, nri_solve_r(s), (nri_rows){ITERATE, 2, nri_solve_f(s) - ITERATE}, coef) == NRI_OK);
+    CHECK(ops->combine(s->v, nri_solve_r(s), (nri_rows){ITERATE, 2, nri_solve_f(s) - ITERATE}, coef, 2) == NRI_OK);
 }
 
 static nri_space *

@@ -35,7 +35,7 @@ at(int s, int b, int64_t D, int64_t d)
 }
 
 static void
-check_combine(int64_t D, int dst, nri_rows rows)
+check_combine_by(int64_t D, int dst, nri_rows rows, int pitch)
 {
     static float out[B * LONGEST];
     int64_t shape[2];
@@ -45,19 +45,27 @@ check_combine(int64_t D, int dst, nri_rows rows)
     for (int i = 0; i < B * rows.count; i++) {
         coef[i] = 0.3 * i - 1;
     }
-    CHECK(v->ops->combine(v, dst, rows, coef) == NRI_OK);
+    CHECK(v->ops->combine(v, dst, rows, coef, pitch) == NRI_OK);
     CHECK(v->ops->exchange(v, dst, &t, NRI_STORE) == NRI_OK);
     for (int b = 0; b < B; b++) {
         for (int64_t d = 0; d < D; d++) {
             double sum = 0;
             for (int i = 0; i < rows.count; i++) {
-                sum += coef[b * rows.count + i] * at(rows.first + i * rows.step, b, D, d);
+                sum += coef[b * pitch + i] * at(rows.first + i * rows.step, b, D, d);
             }
             worst = fmax(worst, fabs((double)out[b * D + d] - sum));
         }
     }
     CHECK_NEAR(worst, 0, 1e-5);
     nri_space_destroy(v);
+}
+
+/* With coefficients of each sample, and with the same for all. */
+static void
+check_combine(int64_t D, int dst, nri_rows rows)
+{
+    check_combine_by(D, dst, rows, rows.count);
+    check_combine_by(D, dst, rows, 0);
 }
 
 static void
