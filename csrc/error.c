@@ -4,19 +4,6 @@
 #include <stdarg.h>
 #include <string.h>
 
-PyObject *
-raise_status(nri_status status)
-{
-    if (status == NRI_NO_MEMORY) {
-        return PyErr_NoMemory();
-    }
-    if (status == NRI_BACKEND) {
-        return PyErr_Format(PyExc_RuntimeError, "torch: %s", nri_backend_error());
-    }
-    PyErr_SetString(status == NRI_BAD_ORDER ? PyExc_RuntimeError : PyExc_ValueError, nri_status_text(status));
-    return NULL;
-}
-
 int
 refuse(const char *format, ...)
 {
@@ -30,8 +17,14 @@ refuse(const char *format, ...)
 int
 check_status(nri_status status)
 {
-    if (status != NRI_OK) {
-        raise_status(status);
+    if (status == NRI_NO_MEMORY) {
+        PyErr_NoMemory();
+    }
+    else if (status == NRI_BACKEND) {
+        PyErr_Format(PyExc_RuntimeError, "torch: %s", nri_backend_error());
+    }
+    else if (status != NRI_OK) {
+        PyErr_SetString(status == NRI_BAD_ORDER ? PyExc_RuntimeError : PyExc_ValueError, nri_status_text(status));
     }
     return status == NRI_OK ? 0 : -1;
 }
@@ -57,37 +50,15 @@ set_item(PyObject **sequence, Py_ssize_t i, PyObject *item)
     }
 }
 
-PyObject *
-name_tuple(const char *const *names)
-{
-    Py_ssize_t n = 0;
-    while (names[n]) {
-        n++;
-    }
-    PyObject *out = PyTuple_New(n);
-    for (Py_ssize_t i = 0; i < n; i++) {
-        set_item(&out, i, PyUnicode_FromString(names[i]));
-    }
-    return out;
-}
-
 int
 read_name(const char *argument, const char *given, const char *const *names)
 {
+    char list[200] = "";
     for (int i = 0; names[i]; i++) {
         if (!strcmp(given, names[i])) {
             return i;
         }
+        PyOS_snprintf(list + strlen(list), sizeof(list) - strlen(list), i ? ", %s" : "%s", names[i]);
     }
-    PyObject *comma = PyUnicode_FromString(", "), *tuple = name_tuple(names), *list = NULL;
-    if (comma && tuple) {
-        list = PyUnicode_Join(comma, tuple);
-    }
-    if (list) {
-        PyErr_Format(PyExc_ValueError, "%s must be one of %U, got '%s'", argument, list, given);
-    }
-    Py_XDECREF(comma);
-    Py_XDECREF(tuple);
-    Py_XDECREF(list);
-    return -1;
+    return refuse("%s must be one of %s, got '%s'", argument, list, given);
 }

@@ -38,8 +38,6 @@ reasons(PyObject *module, PyObject *unused)
 
 static PyMethodDef module_methods[] = {
     {"reasons", reasons, METH_NOARGS, "reasons()\n--\n\nThe names in Result.reasons and what they mean."},
-    {"interpolate", (PyCFunction)(void (*)(void))path_interpolate, METH_VARARGS | METH_KEYWORDS, path_interpolate_doc},
-    {"centroid", (PyCFunction)(void (*)(void))path_centroid, METH_VARARGS | METH_KEYWORDS, path_centroid_doc},
     {NULL, NULL, 0, NULL},
 };
 
@@ -63,12 +61,26 @@ static const struct {
              {"PATHS", nri_path_names},
              {"SPACINGS", nri_spacing_names}};
 
+static PyObject *
+name_tuple(const char *const *names)
+{
+    Py_ssize_t n = 0;
+    while (names[n]) {
+        n++;
+    }
+    PyObject *out = PyTuple_New(n);
+    for (Py_ssize_t i = 0; out && i < n; i++) {
+        set_item(&out, i, PyUnicode_FromString(names[i]));
+    }
+    return out;
+}
+
 static int
 module_exec(PyObject *module)
 {
     module_state *state = PyModule_GetState(module);
     state->load_torch = load_aten;
-    if (PyArray_ImportNumPyAPI() < 0) {
+    if (PyArray_ImportNumPyAPI() < 0 || PyModule_AddFunctions(module, path_methods)) {
         return -1;
     }
     for (size_t i = 0; i < sizeof(lists) / sizeof(*lists); i++) {

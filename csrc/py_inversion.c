@@ -249,15 +249,6 @@ enter(Inversion *self)
     return 0;
 }
 
-/* An instance of a named tuple; drops the tuple of its fields, which may be NULL. */
-static PyObject *
-instance(PyObject *type, PyObject *fields)
-{
-    PyObject *out = fields ? PyObject_CallFunctionObjArgs(type, fields, NULL) : NULL;
-    Py_XDECREF(fields);
-    return out;
-}
-
 /* A slot as a tensor, in the target's dtype or in float32; None without a slot. */
 static PyObject *
 tensor(const Inversion *self, int slot, bool float32)
@@ -265,13 +256,14 @@ tensor(const Inversion *self, int slot, bool float32)
     return slot < 0 ? Py_NewRef(Py_None) : give(self->v, slot, &self->target, float32);
 }
 
+/* Named tuples are made of one argument, a tuple; what is given by "N" is consumed, and NULL a failure. */
 static PyObject *
 pack_request(const Inversion *self, const nri_request *r, PyObject *type)
 {
     npy_intp B = (npy_intp)self->v->batch;
-    return instance(type, Py_BuildValue("idNdNNNN", r->index, r->timestep, tensor(self, r->slot, false), r->scale,
-                                        PyBool_FromLong(r->wants_gradient), tensor(self, r->cotangent, false),
-                                        numbers(NPY_BOOL, 1, &B, r->active), PyBool_FromLong(r->correcting)));
+    return PyObject_CallFunction(type, "((idNdNNNN))", r->index, r->timestep, tensor(self, r->slot, false), r->scale,
+                                 PyBool_FromLong(r->wants_gradient), tensor(self, r->cotangent, false),
+                                 numbers(NPY_BOOL, 1, &B, r->active), PyBool_FromLong(r->correcting));
 }
 
 static PyObject *
@@ -289,9 +281,9 @@ inversion_next(PyObject *op, PyObject *unused)
     Py_BEGIN_ALLOW_THREADS
     status = nri_inversion_next(self->core, &request, &done);
     Py_END_ALLOW_THREADS
-    PyObject *out = status != NRI_OK ? raise_status(status)
-                    : done           ? Py_NewRef(Py_None)
-                                     : pack_request(self, &request, state->type[REQUEST]);
+    PyObject *out = check_status(status) ? NULL
+                    : done               ? Py_NewRef(Py_None)
+                                         : pack_request(self, &request, state->type[REQUEST]);
     self->busy = false;
     return out;
 }
@@ -324,17 +316,21 @@ static PyObject *
 reason_list(const nri_result *r, int64_t batch)
 {
     PyObject *out = PyList_New((Py_ssize_t)batch);
-    for (int64_t b = 0; b < batch; b++) {
+    for (int64_t b = 0; out && b < batch; b++) {
         set_item(&out, (Py_ssize_t)b, PyUnicode_FromString(nri_reason_name(r->reason[b])));
     }
     return out;
 }
 
-/* n slots as tensors, or None. */
+/* n slots as tensors in float32, or None. */
 static PyObject *
 tensors(const Inversion *self, bool kept, int first, int n)
 {
-    return kept ? give_list(self->v, first, n, &self->target) : Py_NewRef(Py_None);
+    PyObject *out = kept ? PyList_New(n) : Py_NewRef(Py_None);
+    for (int i = 0; kept && out && i < n; i++) {
+        set_item(&out, i, tensor(self, first + i, true));
+    }
+    return out;
 }
 
 static PyObject *
@@ -343,15 +339,13 @@ pack_result(const Inversion *self, const nri_result *r, PyObject *type)
     const nri_sampler *s = core_of(self->sampler);
     bool absorbed = self->options.absorb && !self->options.correct_only;
     npy_intp B = (npy_intp)self->v->batch, logs[2] = {s->evaluations, B};
-    return instance(type, Py_BuildValue("NNNNNNiNNNNNNNN", tensor(self, r->latents, true),
-                                        numbers(NPY_DOUBLE, 2, logs, r->residual), numbers(NPY_INT, 2, logs, r->step_nfe),
-                                        numbers(NPY_INT, 1, &B, r->nfe), reason_list(r, self->v->batch),
-                                        numbers(NPY_DOUBLE, 1, &B, r->error), r->evaluations,
-                                        tensors(self, r->trajectory >= 0, r->trajectory, s->evaluations + 1),
-                                        tensors(self, absorbed, r->noises, s->noises), numbers(NPY_INT, 1, &B, r->restarts),
-                                        numbers(NPY_INT, 1, &B, r->rejected), numbers(NPY_INT, 1, &B, r->failed),
-                                        tensor(self, r->corrected, true), numbers(NPY_DOUBLE, 1, &B, r->moved),
-                                        numbers(NPY_BOOL, 1, &B, r->held)));
+    return PyObject_CallFunction(
+        type, "((NNNNNNiNNNNNNNN))", tensor(self, r->latents, true), numbers(NPY_DOUBLE, 2, logs, r->residual),
+        numbers(NPY_INT, 2, logs, r->step_nfe), numbers(NPY_INT, 1, &B, r->nfe), reason_list(r, self->v->batch),
+        numbers(NPY_DOUBLE, 1, &B, r->error), r->evaluations,
+        tensors(self, r->trajectory >= 0, r->trajectory, s->evaluations + 1), tensors(self, absorbed, r->noises, s->noises),
+        numbers(NPY_INT, 1, &B, r->restarts), numbers(NPY_INT, 1, &B, r->rejected), numbers(NPY_INT, 1, &B, r->failed),
+        tensor(self, r->corrected, true), numbers(NPY_DOUBLE, 1, &B, r->moved), numbers(NPY_BOOL, 1, &B, r->held));
 }
 
 static PyObject *

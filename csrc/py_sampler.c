@@ -45,10 +45,7 @@ sampler_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
                                                array[3] ? PyArray_DATA(array[3]) : NULL, &self->sampler, &step);
         if (status != NRI_OK) {
             Py_CLEAR(self);
-            raise_status(status);
-        }
-        if (status != NRI_OK && step >= 0) {
-            refuse("steps: step %d of %d: %s", step, E, nri_status_text(status));
+            bad = step < 0 ? check_status(status) : refuse("steps: step %d of %d: %s", step, E, nri_status_text(status));
         }
     }
     for (int i = 0; i < 4; i++) {

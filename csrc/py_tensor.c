@@ -139,7 +139,7 @@ static PyObject *
 shape_tuple(int ndim, const int64_t *shape)
 {
     PyObject *out = PyTuple_New(ndim);
-    for (int i = 0; i < ndim; i++) {
+    for (int i = 0; out && i < ndim; i++) {
         set_item(&out, i, PyLong_FromLongLong(shape[i]));
     }
     return out;
@@ -249,16 +249,6 @@ give(nri_space *v, int slot, const pattern *p, bool float32)
     /* `like` may have been resized, by its owner */
     if (out && exchange(v, slot, p, out, "a resized target", NRI_STORE)) {
         Py_CLEAR(out);
-    }
-    return out;
-}
-
-PyObject *
-give_list(nri_space *v, int first, int n, const pattern *p)
-{
-    PyObject *out = PyList_New(n);
-    for (int j = 0; j < n; j++) {
-        set_item(&out, j, give(v, first + j, p, true));
     }
     return out;
 }
