@@ -95,9 +95,7 @@ feed(nri_inversion *inv, const nri_tensor *answer, bool *ended)
     NRI_TRY(ops->copy(inv->v, SPARE, noise, s->failed));
     NRI_TRY(ops->copy(inv->v, noise, SPARE, s->finished));
     NRI_TRY(ops->combine(inv->v, Z, (nri_rows){Z, 2, SPARE - Z}, inv->coef, 2));
-    NRI_TRY(nri_settle(inv));
-    *ended = !nri_solve_running(s);
-    return *ended ? nri_end_step(inv) : NRI_OK;
+    return nri_settle(inv, ended);
 }
 
 const nri_phase nri_absorb = {begin, feed, NULL, true};

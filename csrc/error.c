@@ -32,10 +32,7 @@ check_status(nri_status status)
 int
 check_problem(nri_status status, const nri_problem *problem)
 {
-    if (status == NRI_OK || !*problem->text) {
-        return check_status(status);
-    }
-    return refuse("%s", problem->text);
+    return status == NRI_OK || !*problem->text ? check_status(status) : refuse("%s", problem->text);
 }
 
 void

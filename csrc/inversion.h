@@ -79,11 +79,8 @@ nri_status nri_begin_step(nri_inversion *inv);
 /* A first guess is in Z: start the step's equation. */
 nri_status nri_begin_equation(nri_inversion *inv);
 
-/* What the samples that finish with an evaluation leave behind: log, state, network output. */
-nri_status nri_settle(nri_inversion *inv);
-
-/* The step is over for all samples. */
-nri_status nri_end_step(nri_inversion *inv);
+/* What the samples that finish with an evaluation leave behind: log, state, network output.  The last ends the step. */
+nri_status nri_settle(nri_inversion *inv, bool *ended);
 
 /* ---------------------------------------------------------------------------------------------------------- auto.c */
 

@@ -109,7 +109,6 @@ centroid(nri_space *v, const pattern *p, int K, const double *shares)
     Py_BEGIN_ALLOW_THREADS
     status = nri_centroid(v, K, shares, weights, &sample);
     if (status == NRI_OK) {
-        sample = -1;
         status = v->ops->combine(v, K, (nri_rows){0, K, 1}, weights, K);
     }
     Py_END_ALLOW_THREADS
@@ -132,8 +131,7 @@ path_centroid(PyObject *module, PyObject *args, PyObject *kwargs)
     Py_ssize_t K = latents ? PyTuple_Size(latents) : -1;
     int bad = !shares;
     if (!bad && (K < 1 || K > INT_MAX / 4 || PyArray_NDIM(shares) != 1 || PyArray_DIM(shares, 0) != K)) {
-        refuse("shares must be a vector of %zd numbers, one for each of the latents", K);
-        bad = 1;
+        bad = refuse("shares must be a vector of %zd numbers, one for each of the latents", K);
     }
     bad = bad || read_pattern(PyTuple_GetItem(latents, 0), "the first", "latents", &p)
           || create_space(PyModule_GetState(module), &p, (int)K + 1, &v);

@@ -70,23 +70,17 @@ log_step(nri_inversion *inv, int64_t b)
 }
 
 nri_status
-nri_settle(nri_inversion *inv)
+nri_settle(nri_inversion *inv, bool *ended)
 {
     for (int64_t b = 0; b < inv->v->batch; b++) {
         if (inv->step.finished[b]) {
             log_step(inv, b);
         }
+        inv->idle[b] |= inv->step.reason[b] == NRI_NON_FINITE;
     }
     /* what the equation needs of s_{j+1} and m_{j+1} is in C: their slots may be reused */
     NRI_TRY(inv->v->ops->copy(inv->v, STATE, Z, inv->step.finished));
-    return inv->v->ops->copy(inv->v, M_PREV, M, inv->step.finished);
-}
-
-nri_status
-nri_end_step(nri_inversion *inv)
-{
-    for (int64_t b = 0; b < inv->v->batch; b++) {
-        inv->idle[b] |= inv->step.reason[b] == NRI_NON_FINITE;
-    }
-    return nri_keep_state(inv, inv->j, STATE);
+    NRI_TRY(inv->v->ops->copy(inv->v, M_PREV, M, inv->step.finished));
+    *ended = !nri_solve_running(&inv->step);
+    return *ended ? nri_keep_state(inv, inv->j, STATE) : NRI_OK;
 }

@@ -111,9 +111,7 @@ feed(nri_inversion *inv, const nri_tensor *answer, bool *ended)
         NRI_TRY(inv->v->ops->copy(inv->v, M, M_PREV, s->failed));
     }
     NRI_TRY(mix_output(inv));
-    NRI_TRY(nri_settle(inv));
-    *ended = s->asks == NRI_NOTHING;
-    return *ended ? nri_end_step(inv) : NRI_OK;
+    return nri_settle(inv, ended);
 }
 
 const nri_phase nri_sweep = {begin, feed, NULL, true};
