@@ -38,11 +38,7 @@ check_problem(nri_status status, const nri_problem *problem)
 void
 set_item(PyObject **sequence, Py_ssize_t i, PyObject *item)
 {
-    if (!*sequence || !item) {
-        Py_XDECREF(item);
-        Py_CLEAR(*sequence);
-    }
-    else if (PyTuple_Check(*sequence) ? PyTuple_SetItem(*sequence, i, item) : PyList_SetItem(*sequence, i, item)) {
+    if (!item || (PyTuple_Check(*sequence) ? PyTuple_SetItem : PyList_SetItem)(*sequence, i, item)) {
         Py_CLEAR(*sequence);
     }
 }

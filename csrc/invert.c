@@ -63,37 +63,42 @@ refuse_number(nri_problem *problem, const char *name, const char *allowed, doubl
     return refuse(problem, "%s must %s, got %s", name, allowed, text);
 }
 
+static nri_status
+check_count(nri_problem *problem, const char *name, int x, int least, int64_t most, const char *with)
+{
+    return x < least  ? refuse(problem, "%s must be at least %d, got %d", name, least, x)
+           : x > most ? refuse(problem, "%s must be at most %d with this sampler%s, got %d", name, (int)most, with, x)
+                      : NRI_OK;
+}
+
 /* Each number by itself. */
 static nri_status
 check_ranges(const nri_options *o, nri_problem *problem)
 {
+    const char *positive = "be a finite number above 0", *other = "be a finite number of at least 0", *part = "be in 0..1";
     const struct {
-        const char *name;
+        const char *name, *allowed;
         double value;
-        bool positive; /* above 0, else at least 0 */
-    } numbers[] = {{"tol", o->tol, false}, {"atol", o->atol, false}, {"lam", o->lam, false}, {"floor", o->floor, true}};
+        bool good;
+    } numbers[] = {{"tol", other, o->tol, o->tol >= 0},
+                   {"atol", other, o->atol, o->atol >= 0},
+                   {"lam", other, o->lam, o->lam >= 0},
+                   {"floor", positive, o->floor, o->floor > 0},
+                   {"extrapolation", part, o->extrapolation, o->extrapolation >= 0 && o->extrapolation <= 1}};
     if ((unsigned)o->solver >= NRI_SOLVERS || (unsigned)o->order >= NRI_ORDERS) {
         return refuse(problem, "solver and order must be in their lists, got %d and %d", (int)o->solver, (int)o->order);
     }
-    if (o->max_nfe < 1) {
-        return refuse(problem, "max_nfe must be at least 1, got %d", o->max_nfe);
-    }
+    NRI_TRY(check_count(problem, "max_nfe", o->max_nfe, 1, INT_MAX, ""));
     if (o->depth < 0 || o->depth > NRI_MAX_DEPTH) {
         return refuse(problem, "depth must be in 0..%d, got %d", NRI_MAX_DEPTH, o->depth);
     }
-    if (o->rounds < 0) {
-        return refuse(problem, "rounds must be at least 0, got %d", o->rounds);
-    }
+    NRI_TRY(check_count(problem, "rounds", o->rounds, 0, INT_MAX, ""));
     for (size_t i = 0; i < sizeof(numbers) / sizeof(*numbers); i++) {
-        double x = numbers[i].value;
-        if (!isfinite(x) || x < 0 || (numbers[i].positive && x == 0)) {
-            const char *allowed = numbers[i].positive ? "be a finite number above 0" : "be a finite number of at least 0";
-            return refuse_number(problem, numbers[i].name, allowed, x);
+        if (!numbers[i].good || !isfinite(numbers[i].value)) {
+            return refuse_number(problem, numbers[i].name, numbers[i].allowed, numbers[i].value);
         }
     }
-    return o->extrapolation >= 0 && o->extrapolation <= 1
-               ? NRI_OK
-               : refuse_number(problem, "extrapolation", "be in 0..1", o->extrapolation);
+    return NRI_OK;
 }
 
 /* What does not go together, and what the sampler has to have. */
@@ -124,13 +129,8 @@ check_correction(const nri_options *o, nri_problem *problem)
         const char *alone = o->correct_only ? "correct_only" : o->correct_radius ? "radius" : NULL;
         return alone ? refuse(problem, "%s needs correct_from", alone) : NRI_OK;
     }
-    if (o->correct_rounds < 1) {
-        return refuse(problem, "correct_rounds must be at least 1, got %d", o->correct_rounds);
-    }
     int64_t most = INT_MAX / 2 / ((int64_t)o->correct_from->evaluations + o->correct_from->noises + 1);
-    if (o->correct_rounds > most) {
-        return refuse(problem, "correct_rounds must be at most %d with this sampler, got %d", (int)most, o->correct_rounds);
-    }
+    NRI_TRY(check_count(problem, "correct_rounds", o->correct_rounds, 1, most, ""));
     return o->correct_inverted || o->correct_from->levels
                ? NRI_OK
                : refuse(problem, "correct_from must have levels where noise is drawn; leave out draws");
@@ -141,13 +141,8 @@ static nri_status
 check_counts(const nri_sampler *s, const nri_options *o, nri_problem *problem)
 {
     int64_t E = s->evaluations, sweeps = INT_MAX / 2 / E, rounds = sweeps / ((int64_t)o->max_nfe + 1) - 1;
-    if (o->max_nfe >= sweeps) {
-        return refuse(problem, "max_nfe must be at most %d with this sampler, got %d", (int)(sweeps - 1), o->max_nfe);
-    }
-    if (o->rounds > rounds) {
-        return refuse(problem, "rounds must be at most %d with this sampler and max_nfe, got %d", (int)rounds, o->rounds);
-    }
-    return NRI_OK;
+    NRI_TRY(check_count(problem, "max_nfe", o->max_nfe, 1, sweeps - 1, ""));
+    return check_count(problem, "rounds", o->rounds, 0, rounds, " and max_nfe");
 }
 
 static nri_status
@@ -381,12 +376,6 @@ nri_inputs
 nri_inversion_inputs(const nri_inversion *inv)
 {
     return inv->inputs;
-}
-
-const int *
-nri_inversion_allowance(const nri_inversion *inv)
-{
-    return inv->allowance;
 }
 
 /* ----------------------------------------------------------------------------------------------------------- phases */

@@ -21,11 +21,9 @@ load_aten(void)
 }
 
 static PyObject *
-reasons(PyObject *module, PyObject *unused)
+reasons(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
 {
     PyObject *out = PyDict_New();
-    (void)module;
-    (void)unused;
     for (int i = 0; out && i < NRI_REASONS; i++) {
         PyObject *text = PyUnicode_FromString(nri_reason_text((nri_reason)i));
         if (!text || PyDict_SetItemString(out, nri_reason_name((nri_reason)i), text)) {

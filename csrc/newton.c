@@ -47,20 +47,15 @@ judge_sample(nri_solve *s, int64_t b, double rr, double merit)
         s->failures[b] += !finite;
         s->tally.failed[b] += !finite;
     }
-    if (s->improved[b] && norm <= s->tol * s->scale[b]) {
-        nri_solve_finish(s, b, NRI_TOL);
-    }
-    else if (s->improved[b] && norm <= s->atol * sqrt((double)s->v->elements)) {
-        nri_solve_finish(s, b, NRI_ATOL);
-    }
-    else if (s->failures[b] >= NRI_MAX_FAILURES || (!finite && s->best_at[b] < 0 && s->nfe[b] >= s->max_nfe)) {
-        nri_solve_finish(s, b, NRI_NON_FINITE);
-    }
-    else if (s->nfe[b] + (s->improved[b] ? 2 : 1) > s->max_nfe) {
-        nri_solve_finish(s, b, NRI_MAX_NFE);
-    }
-    else if (s->length[b] < SHORTEST) {
-        nri_solve_finish(s, b, NRI_STALLED);
+    bool best = s->improved[b], lost = !finite && s->best_at[b] < 0 && s->nfe[b] >= s->max_nfe;
+    nri_reason reason = best && norm <= s->tol * s->scale[b]                     ? NRI_TOL
+                        : best && norm <= s->atol * sqrt((double)s->v->elements) ? NRI_ATOL
+                        : s->failures[b] >= NRI_MAX_FAILURES || lost             ? NRI_NON_FINITE
+                        : s->nfe[b] + (best ? 2 : 1) > s->max_nfe                ? NRI_MAX_NFE
+                        : s->length[b] < SHORTEST                                ? NRI_STALLED
+                                                                                 : NRI_RUNNING;
+    if (reason != NRI_RUNNING) {
+        nri_solve_finish(s, b, reason);
     }
     s->tally.restarts[b] += !s->improved[b] && !s->finished[b];
     return s->improved[b] && !s->finished[b];

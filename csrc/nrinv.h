@@ -194,9 +194,6 @@ nri_status nri_inversion_create(const nri_sampler *sampler, const nri_options *o
 void nri_inversion_destroy(nri_inversion *inv);
 nri_inputs nri_inversion_inputs(const nri_inversion *inv);
 
-/* [E] the network evaluations that each step may take in one sweep; `auto` deals them out unevenly, E max_nfe in all. */
-const int *nri_inversion_allowance(const nri_inversion *inv);
-
 /* *done, or a request; asking again before `feed` gives the same request. */
 nri_status nri_inversion_next(nri_inversion *inv, nri_request *request, bool *done);
 

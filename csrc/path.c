@@ -63,17 +63,14 @@ check_norms(const nri_space *v, const double *norm, double low, double high, nri
 static nri_status
 angles(nri_space *v, const double *a, const double *b, double *coef, double *sum, double *theta)
 {
-    for (int64_t i = 0; i < v->batch; i++) {
-        coef[2 * i] = 1 / a[i];
-        coef[2 * i + 1] = 1 / b[i];
+    for (int sign = 1; sign >= -1; sign -= 2) {
+        for (int64_t i = 0; i < v->batch; i++) {
+            coef[2 * i] = 1 / a[i];
+            coef[2 * i + 1] = sign / b[i];
+        }
+        NRI_TRY(v->ops->combine(v, NRI_PATH_SPARE, (nri_rows){NRI_PATH_A, 2, 1}, coef, 2));
+        NRI_TRY(v->ops->dots(v, NRI_PATH_SPARE, (nri_rows){NRI_PATH_SPARE, 1, 1}, sign > 0 ? sum : theta));
     }
-    NRI_TRY(v->ops->combine(v, NRI_PATH_SPARE, (nri_rows){NRI_PATH_A, 2, 1}, coef, 2));
-    NRI_TRY(v->ops->dots(v, NRI_PATH_SPARE, (nri_rows){NRI_PATH_SPARE, 1, 1}, sum));
-    for (int64_t i = 0; i < v->batch; i++) {
-        coef[2 * i + 1] *= -1;
-    }
-    NRI_TRY(v->ops->combine(v, NRI_PATH_SPARE, (nri_rows){NRI_PATH_A, 2, 1}, coef, 2));
-    NRI_TRY(v->ops->dots(v, NRI_PATH_SPARE, (nri_rows){NRI_PATH_SPARE, 1, 1}, theta));
     for (int64_t i = 0; i < v->batch; i++) {
         theta[i] = 2 * atan2(sqrt(theta[i]), sqrt(sum[i]));
     }

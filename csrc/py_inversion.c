@@ -267,14 +267,13 @@ pack_request(const Inversion *self, const nri_request *r, PyObject *type)
 }
 
 static PyObject *
-inversion_next(PyObject *op, PyObject *unused)
+inversion_next(PyObject *op, PyObject *Py_UNUSED(unused))
 {
     Inversion *self = (Inversion *)op;
     module_state *state = PyType_GetModuleState(Py_TYPE(op));
     nri_request request;
     nri_status status;
     bool done = false;
-    (void)unused;
     if (!state || enter(self)) {
         return NULL;
     }
@@ -349,13 +348,12 @@ pack_result(const Inversion *self, const nri_result *r, PyObject *type)
 }
 
 static PyObject *
-inversion_result(PyObject *op, PyObject *unused)
+inversion_result(PyObject *op, PyObject *Py_UNUSED(unused))
 {
     Inversion *self = (Inversion *)op;
     module_state *state = PyType_GetModuleState(Py_TYPE(op));
     nri_result r;
     PyObject *out = NULL;
-    (void)unused;
     if (!state || enter(self)) {
         return NULL;
     }
@@ -370,10 +368,9 @@ inversion_result(PyObject *op, PyObject *unused)
 }
 
 static PyObject *
-inversion_max_evaluations(PyObject *op, void *unused)
+inversion_max_evaluations(PyObject *op, void *Py_UNUSED(unused))
 {
     Inversion *self = (Inversion *)op;
-    (void)unused;
     if (enter(self)) {
         return NULL;
     }

@@ -68,7 +68,7 @@ int check_problem(nri_status status, const nri_problem *problem);
 /* The place of a name in a list that ends with NULL; -1 with an exception that lists them. */
 int read_name(const char *argument, const char *given, const char *const *names);
 
-/* Give an item to a new list or tuple, which may be NULL; an item that is NULL, with an exception, drops it. */
+/* Give an item to a new list or tuple; an item that is NULL, with an exception, drops it. */
 void set_item(PyObject **sequence, Py_ssize_t i, PyObject *item);
 
 /* -------------------------------------------------------------------------------------------------------- py_tensor.c */

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "check.h"
+#include "inversion.h"
 #include "toy.h"
 
 enum { LONG = 4000, WIDE = 3 };
@@ -12,7 +13,7 @@ allowance(const toy_form *f, nri_options o, int j)
 {
     toy_session s;
     CHECK(toy_open(f, &o, 1, 1, &s) == NRI_OK);
-    int n = nri_inversion_allowance(s.inv)[j];
+    int n = s.inv->allowance[j];
     toy_shut(&s);
     return n;
 }

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "check.h"
+#include "inversion.h"
 #include "toy.h"
 
 enum { PASSES = 60 };
@@ -380,7 +381,7 @@ check_bounds(void)
     CHECK(toy_open(&f, &o, 1, 3, &s) == NRI_OK);
     CHECK(nri_inversion_max_evaluations(s.sampler, &o) == 28);
     for (int j = 0; j < 4; j++) {
-        CHECK(nri_inversion_allowance(s.inv)[j] == 7);
+        CHECK(s.inv->allowance[j] == 7);
     }
     CHECK(nri_space_create_host(&like, nri_inversion_slots(s.sampler, &o) - 1, &v) == NRI_OK);
     CHECK(nri_inversion_create(s.sampler, &o, v, &inv, &problem) == NRI_BAD_ARGUMENT && !inv);
