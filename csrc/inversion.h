@@ -40,7 +40,7 @@ struct nri_inversion {
     nri_run forward;    /* of the sampler */
     int passes;         /* first slot of passes.c */
     nri_space *stack;   /* NRI_PASSES: the iterate of `step` is a whole trajectory */
-    int trajectory, best_trajectory; /* first slots, -1 if not kept */
+    int trajectory;     /* of the current round: first slot, -1 if not kept */
     nri_inputs inputs;
     nri_result result;
 

@@ -328,9 +328,8 @@ fill(nri_inversion *inv, nri_problem *problem)
     inv->inputs = (nri_inputs){Z0, GUESS, (int)l.noises, (int)l.draws, (int)l.correct_noises};
     inv->passes = (int)l.passes;
     inv->trajectory = o->trajectory && !o->correct_only ? (int)l.trajectory : -1;
-    inv->best_trajectory = inv->trajectory >= 0 && inv->measure ? (int)l.best_trajectory : -1;
     inv->result.latents = o->correct_only ? Z0 : inv->measure ? BEST : STATE;
-    inv->result.trajectory = inv->best_trajectory >= 0 ? inv->best_trajectory : inv->trajectory;
+    inv->result.trajectory = inv->trajectory >= 0 && inv->measure ? (int)l.best_trajectory : inv->trajectory;
     inv->result.noises = (int)l.noises;
     inv->result.corrected = o->correct_from ? Z0 : -1;
     nri_allot(inv->sampler, o, inv->allowance);

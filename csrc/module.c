@@ -40,15 +40,12 @@ static PyMethodDef module_methods[] = {
 };
 
 static const struct {
-    const char *name;
     PyType_Spec *spec;           /* of a class, or */
     PyStructSequence_Desc *desc; /* of a named tuple */
-} types[TYPES] = {
-    [SAMPLER] = {"Sampler", &sampler_spec, NULL},
-    [INVERSION] = {"Inversion", &inversion_spec, NULL},
-    [REQUEST] = {"Request", NULL, &request_desc},
-    [RESULT] = {"Result", NULL, &result_desc},
-};
+} types[TYPES] = {[SAMPLER] = {&sampler_spec, NULL},
+                  [INVERSION] = {&inversion_spec, NULL},
+                  [REQUEST] = {NULL, &request_desc},
+                  [RESULT] = {NULL, &result_desc}};
 
 static const struct {
     const char *name;
@@ -92,7 +89,7 @@ module_exec(PyObject *module)
     for (int i = 0; i < TYPES; i++) {
         state->type[i] = types[i].spec ? PyType_FromModuleAndSpec(module, types[i].spec, NULL)
                                        : (PyObject *)PyStructSequence_NewType(types[i].desc);
-        if (!state->type[i] || PyModule_AddObjectRef(module, types[i].name, state->type[i])) {
+        if (!state->type[i] || PyModule_AddType(module, (PyTypeObject *)state->type[i])) {
             return -1;
         }
     }

@@ -54,11 +54,10 @@ judge_sample(nri_solve *s, int64_t b, double rr, double merit)
                         : s->nfe[b] + (best ? 2 : 1) > s->max_nfe                ? NRI_MAX_NFE
                         : s->length[b] < SHORTEST                                ? NRI_STALLED
                                                                                  : NRI_RUNNING;
-    if (reason != NRI_RUNNING) {
-        nri_solve_finish(s, b, reason);
-    }
-    s->tally.restarts[b] += !s->improved[b] && !s->finished[b];
-    return s->improved[b] && !s->finished[b];
+    s->reason[b] = reason;
+    s->finished[b] = reason != NRI_RUNNING;
+    s->tally.restarts[b] += !best && !s->finished[b];
+    return best && !s->finished[b];
 }
 
 /* Finished samples go to their best f, those without one to the origin. */

@@ -25,8 +25,8 @@ nri_status
 nri_keep_best(nri_inversion *inv, const bool *which)
 {
     NRI_TRY(inv->v->ops->copy(inv->v, BEST, STATE, which));
-    for (int j = 0; inv->best_trajectory >= 0 && j <= inv->sampler->evaluations; j++) {
-        NRI_TRY(inv->v->ops->copy(inv->v, inv->best_trajectory + j, inv->trajectory + j, which));
+    for (int j = 0; inv->result.trajectory != inv->trajectory && j <= inv->sampler->evaluations; j++) {
+        NRI_TRY(inv->v->ops->copy(inv->v, inv->result.trajectory + j, inv->trajectory + j, which));
     }
     return NRI_OK;
 }
