@@ -30,7 +30,7 @@ struct nri_inversion {
     nri_space *v;
     nri_solve step, target; /* the equation of a step or of all passes; that of the rounds, y = y + z_0 - Phi(Psi(y)) */
     bool measure;       /* forward runs take place */
-    const nri_phase *phase; /* the current one; NULL at the end */
+    const nri_phase *phase; /* the current one, NULL at the end */
     bool waiting;       /* a request is out */
     bool started;
     int j;              /* step of the current evaluation */
@@ -48,8 +48,8 @@ struct nri_inversion {
     nri_run denoise;    /* of correct_from; in the rings of `forward`, where there are any */
     int round;
     bool inverting;     /* the steps of the round are being inverted */
-    double *radius; /* [B] */
-    bool *spoiled;  /* [B] not finite in this round */
+    double *radius;     /* [B] */
+    bool *spoiled;      /* [B] not finite in this round */
 
     int *allowance;            /* [E] evaluations that each step may take */
     double *surplus, *natural; /* [B] absorb.c: norms of the noise that takes up the step, and of the one in the state */

@@ -63,6 +63,7 @@ refuse_number(nri_problem *problem, const char *name, const char *allowed, doubl
     return refuse(problem, "%s must %s, got %s", name, allowed, text);
 }
 
+/* A number of evaluations or rounds; `with`: what else than the sampler says how many they may be. */
 static nri_status
 check_count(nri_problem *problem, const char *name, int x, int least, int64_t most, const char *with)
 {
@@ -198,8 +199,8 @@ step_depth(const nri_sampler *s, const nri_options *o)
 
 /* First slots. */
 typedef struct {
-    int64_t step_rings, newton, target_rings, states, noises, correct_noises, draws, trajectory, best_trajectory, passes,
-        end;
+    int64_t step_rings, newton, target_rings, states;
+    int64_t noises, correct_noises, draws, trajectory, best_trajectory, passes, end;
 } layout;
 
 static layout
@@ -245,27 +246,25 @@ allocate(nri_inversion *inv)
     int64_t B = inv->v->batch, E = s->evaluations, corrected = from ? B : 0;
     int longest = from ? most(s->evaluations, from->evaluations) : s->evaluations; /* a window is no longer */
 #define ARRAY(member, rows, columns) NRI_ARRAY(nri_inversion, member, rows, columns)
-    const nri_array arrays[] = {
-        ARRAY(allowance, E, 1),
-        ARRAY(result.residual, E, B),
-        ARRAY(result.error, B, 1),
-        ARRAY(surplus, B, 1),
-        ARRAY(natural, B, 1),
-        ARRAY(coef, 3 * B + 2 * longest + 2, 1),
-        ARRAY(result.step_nfe, E, B),
-        ARRAY(result.nfe, B, 1),
-        ARRAY(result.reason, B, 1),
-        ARRAY(result.restarts, B, 1),
-        ARRAY(result.rejected, B, 1),
-        ARRAY(result.failed, B, 1),
-        ARRAY(idle, B, 1),
-        ARRAY(active, B, 1),
-        ARRAY(resting, B, 1),
-        ARRAY(radius, corrected, 1),
-        ARRAY(result.moved, corrected, 1),
-        ARRAY(result.held, corrected, 1),
-        ARRAY(spoiled, corrected, 1),
-    };
+    const nri_array arrays[] = {ARRAY(result.residual, E, B),
+                                ARRAY(result.step_nfe, E, B),
+                                ARRAY(result.nfe, B, 1),
+                                ARRAY(result.reason, B, 1),
+                                ARRAY(result.error, B, 1),
+                                ARRAY(result.restarts, B, 1),
+                                ARRAY(result.rejected, B, 1),
+                                ARRAY(result.failed, B, 1),
+                                ARRAY(result.moved, corrected, 1),
+                                ARRAY(result.held, corrected, 1),
+                                ARRAY(radius, corrected, 1),
+                                ARRAY(spoiled, corrected, 1),
+                                ARRAY(allowance, E, 1),
+                                ARRAY(surplus, B, 1),
+                                ARRAY(natural, B, 1),
+                                ARRAY(idle, B, 1),
+                                ARRAY(active, B, 1),
+                                ARRAY(resting, B, 1),
+                                ARRAY(coef, 3 * B + 2 * longest + 2, 1)};
     inv->block = NRI_CARVE(inv, arrays);
     return inv->block ? NRI_OK : NRI_NO_MEMORY;
 }

@@ -23,7 +23,6 @@ depth.  Nothing here knows Python or a tensor library; vectors are reached throu
 /* -------------------------------------------------------------------------------------------------------- status.c */
 
 /* The names that Python knows.  Every list is an enum, and an array of strings with a NULL behind the last. */
-#define NRI_ID(id, ...) NRI_##id,
 
 /* How a step's equation is solved. */
 #define NRI_SOLVER_LIST(X) X(AUTO, "auto") X(ANDERSON, "anderson") X(FIXED_POINT, "fixed_point") X(NEWTON, "newton")
@@ -161,16 +160,16 @@ typedef struct {
     int noises;              /* first of K slots: what the sampler has to draw */
     int corrected;           /* slot of the corrected target, or -1 */
     int evaluations;         /* network calls, gradients included */
-    double *residual;  /* [E][B] |r| / |s| at the last evaluation of each step, NaN where never evaluated */
-    int *step_nfe;     /* [E][B] of the last sweep, or of all passes */
-    int *nfe;          /* [B] */
-    nri_reason *reason; /* [B]; with correct_only NRI_MAX_NFE, or NRI_NON_FINITE where every round failed */
-    double *error;     /* [B] |z_0 - Phi(z_T)| / |z_0| of a forward run, NaN where not measured */
-    int *restarts;     /* [B] how often a solver went back to its best iterate, or its start, for a shorter step */
-    int *rejected;     /* [B] mixtures whose weights were not usable */
-    int *failed;       /* [B] evaluations, products and rounds of the correction that were not finite */
-    double *moved;     /* [B] |corrected - target| / |target| */
-    bool *held;        /* [B] the radius has held the last round of the correction back */
+    double *residual;        /* [E][B] |r| / |s| at the last evaluation of each step, NaN where never evaluated */
+    int *step_nfe;           /* [E][B] of the last sweep, or of all passes */
+    int *nfe;                /* [B] */
+    nri_reason *reason;      /* [B]; with correct_only NRI_MAX_NFE, or NRI_NON_FINITE where every round failed */
+    double *error;           /* [B] |z_0 - Phi(z_T)| / |z_0| of a forward run, NaN where not measured */
+    int *restarts;           /* [B] how often a solver went back to its best iterate, or its start, for a shorter step */
+    int *rejected;           /* [B] mixtures whose weights were not usable */
+    int *failed;             /* [B] evaluations, products and rounds of the correction that were not finite */
+    double *moved;           /* [B] |corrected - target| / |target| */
+    bool *held;              /* [B] the radius has held the last round of the correction back */
 } nri_result;
 
 /*

@@ -24,11 +24,8 @@ coefficient of 0 must drop a row, and 0 * NaN would not.
     X(NO_NOISE, "the norm of a vector is too far from that of Gaussian noise") \
     X(NOT_UNIQUE, "the vectors cancel each other, so that no centroid is the nearest")
 
-typedef enum {
-#define NRI_STATUS(id, text) NRI_##id,
-    NRI_STATUS_LIST(NRI_STATUS)
-#undef NRI_STATUS
-} nri_status;
+#define NRI_ID(id, ...) NRI_##id,
+typedef enum { NRI_STATUS_LIST(NRI_ID) } nri_status;
 
 const char *nri_status_text(nri_status status);
 
