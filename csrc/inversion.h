@@ -29,7 +29,6 @@ struct nri_inversion {
     nri_options options;
     nri_space *v;
     nri_solve step, target; /* the equation of a step or of all passes; that of the rounds, y = y + z_0 - Phi(Psi(y)) */
-    bool measure;       /* forward runs take place */
     const nri_phase *phase; /* the current one, NULL at the end */
     bool waiting;       /* a request is out */
     bool started;

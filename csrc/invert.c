@@ -176,6 +176,7 @@ nri_check_options(const nri_sampler *sampler, const nri_options *options, nri_pr
 
 /* --------------------------------------------------------------------------------------------------------- creation */
 
+/* Whether forward runs take place. */
 static bool
 measures(const nri_options *o)
 {
@@ -321,14 +322,13 @@ fill(nri_inversion *inv, nri_problem *problem)
         return refuse(problem, "the inversion needs %lld slots, its space has %d", (long long)l.end, inv->v->slots);
     }
     NRI_TRY(allocate(inv));
-    inv->measure = measures(o);
     inv->forward = (nri_run){inv->sampler, inv->v, (int)l.states, (int)l.noises, inv->coef};
     inv->denoise = (nri_run){o->correct_from, inv->v, (int)l.states, (int)l.correct_noises, inv->coef};
     inv->inputs = (nri_inputs){Z0, GUESS, (int)l.noises, (int)l.draws, (int)l.correct_noises};
     inv->passes = (int)l.passes;
     inv->trajectory = o->trajectory && !o->correct_only ? (int)l.trajectory : -1;
-    inv->result.latents = o->correct_only ? Z0 : inv->measure ? BEST : STATE;
-    inv->result.trajectory = inv->trajectory >= 0 && inv->measure ? (int)l.best_trajectory : inv->trajectory;
+    inv->result.latents = o->correct_only ? Z0 : measures(o) ? BEST : STATE;
+    inv->result.trajectory = inv->trajectory >= 0 && measures(o) ? (int)l.best_trajectory : inv->trajectory;
     inv->result.noises = (int)l.noises;
     inv->result.corrected = o->correct_from ? Z0 : -1;
     nri_allot(inv->sampler, o, inv->allowance);
@@ -346,9 +346,7 @@ nri_inversion_create(const nri_sampler *sampler, const nri_options *options, nri
     if (!inv) {
         return NRI_NO_MEMORY;
     }
-    inv->sampler = sampler;
-    inv->options = *options;
-    inv->v = v;
+    *inv = (nri_inversion){.sampler = sampler, .options = *options, .v = v};
     nri_status status = fill(inv, problem);
     if (status != NRI_OK) {
         nri_inversion_destroy(inv);
@@ -410,7 +408,7 @@ next_phase(nri_inversion *inv)
     if (inv->phase == &nri_forward) {
         return way_back(inv); /* another round */
     }
-    return inv->j > 0 ? step_back(inv, inv->j - 1) : inv->measure ? &nri_forward : NULL;
+    return inv->j > 0 ? step_back(inv, inv->j - 1) : measures(&inv->options) ? &nri_forward : NULL;
 }
 
 /* Z0 is the target: it has to be finite, and the first round starts from it. */
@@ -442,7 +440,7 @@ go_on(nri_inversion *inv)
     if (last == &nri_correct && next) {
         NRI_TRY(take_target(inv));
     }
-    if (inv->measure && inv->target.k == 0 && (next == &nri_forward || !next)) {
+    if (measures(&inv->options) && inv->target.k == 0 && (next == &nri_forward || !next)) {
         NRI_TRY(nri_keep_best(inv, NULL)); /* something to return if nothing can be measured */
     }
     return enter(inv, next);
