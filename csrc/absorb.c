@@ -28,8 +28,8 @@ noise_scale(const nri_inversion *inv)
     return back_row(inv->sampler, inv->j)[1 + inv->sampler->evaluations + inv->absorbs];
 }
 
-nri_status
-nri_begin_absorb(nri_inversion *inv)
+static nri_status
+begin(nri_inversion *inv)
 {
     const double *now = inv->sampler->levels + 2 * inv->j, *next = now + 2;
     double scale = noise_scale(inv);
@@ -65,7 +65,7 @@ judge(nri_inversion *inv, int64_t b)
     s->failed[b] = !isfinite(rms);
     s->nfe[b] += running;
     if (running && s->failed[b]) {
-        inv->tally.failed[b]++;
+        inv->result.failed[b]++;
         nri_solve_finish(s, b, NRI_NON_FINITE);
     }
     else if (running && (rms <= natural || inv->surplus[b] <= inv->natural[b] || s->nfe[b] >= s->max_nfe)) {
@@ -78,8 +78,8 @@ judge(nri_inversion *inv, int64_t b)
     return 0;
 }
 
-nri_status
-nri_feed_absorb(nri_inversion *inv, const nri_tensor *answer, bool *ended)
+static nri_status
+feed(nri_inversion *inv, const nri_tensor *answer, bool *ended)
 {
     nri_solve *s = &inv->step;
     const nri_vec_ops *ops = inv->v->ops;
@@ -94,8 +94,8 @@ nri_feed_absorb(nri_inversion *inv, const nri_tensor *answer, bool *ended)
     NRI_TRY(ops->copy(inv->v, WITHIN, Z0, s->failed));
     NRI_TRY(ops->copy(inv->v, SPARE, noise, s->failed));
     NRI_TRY(ops->copy(inv->v, noise, SPARE, s->finished));
-    NRI_TRY(ops->combine(inv->v, Z, (nri_rows){Z, 2, SPARE - Z}, inv->coef));
-    NRI_TRY(nri_settle(inv));
-    *ended = !nri_solve_running(s);
-    return *ended ? nri_end_step(inv) : NRI_OK;
+    NRI_TRY(ops->combine(inv->v, Z, (nri_rows){Z, 2, SPARE - Z}, inv->coef, 2));
+    return nri_settle(inv, ended);
 }
+
+const nri_phase nri_absorb = {begin, feed, NULL, true};

@@ -8,25 +8,15 @@
 
 enum { ALIGNMENT = 16 };
 
-static bool
-multiply(size_t *x, size_t factor)
-{
-    if (factor && *x > SIZE_MAX / factor) {
-        return false;
-    }
-    *x *= factor;
-    return true;
-}
-
-/* The end of an array that starts at `at`, rounded up to where the next may start. */
+/* The end of an array that starts at `at`, rounded up to where the next may start; false if it cannot be counted. */
 static bool
 advance(size_t *at, const nri_array *a)
 {
-    size_t bytes = a->size;
-    if (!multiply(&bytes, a->rows) || !multiply(&bytes, a->columns) || bytes > SIZE_MAX / 2 || *at > SIZE_MAX / 2 - bytes) {
+    double bytes = (double)a->size * (double)a->rows * (double)a->columns;
+    if (bytes > (double)(SIZE_MAX / 4) || *at > SIZE_MAX / 4) {
         return false;
     }
-    *at = (*at + bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    *at = (*at + a->size * a->rows * a->columns + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
     return true;
 }
 

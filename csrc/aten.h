@@ -28,7 +28,6 @@ typedef struct StableListOpaque *StableListHandle;
     X(int32_t, aoti_torch_dtype_float64, (void)) \
     X(int32_t, aoti_torch_device_type_cpu, (void)) \
     X(int32_t, aoti_torch_device_type_cuda, (void)) \
-    X(AOTITorchError, aoti_torch_new_tensor_handle, (AtenTensorHandle, AtenTensorHandle *)) \
     X(AOTITorchError, aoti_torch_delete_tensor_object, (AtenTensorHandle)) \
     X(AOTITorchError, aoti_torch_empty_strided, \
       (int64_t, const int64_t *, const int64_t *, int32_t, int32_t, int32_t, AtenTensorHandle *)) \

@@ -80,21 +80,20 @@ deal_out(const nri_sampler *s, const nri_options *o, deal *d)
     return d->rest >= d->sharing; /* every step needs one */
 }
 
-void
+int
 nri_allot(const nri_sampler *s, const nri_options *o, int *allowance)
 {
     deal d;
     bool uneven = deal_out(s, o, &d);
+    int largest = 0;
     for (int j = 0, rank = 0; j < s->evaluations; j++) {
         bool more = uneven && favoured(s, &d, j);
-        allowance[j] = !uneven ? o->max_nfe : more ? d.more : d.rest / d.sharing + (rank < d.rest % d.sharing);
+        int given = !uneven ? o->max_nfe : more ? d.more : d.rest / d.sharing + (rank < d.rest % d.sharing);
         rank += !more;
+        largest = most(largest, given);
+        if (allowance) {
+            allowance[j] = given;
+        }
     }
-}
-
-int
-nri_largest_allowance(const nri_sampler *s, const nri_options *o)
-{
-    deal d;
-    return deal_out(s, o, &d) ? most(d.more, (d.rest + d.sharing - 1) / d.sharing) : o->max_nfe;
+    return largest;
 }

@@ -18,13 +18,7 @@ The steps are those of `correct_from`, whose coefficients a multistep sampler ta
 #include "inversion.h"
 
 static int
-first_noise(const nri_inversion *inv)
-{
-    return inv->correct_noises + inv->round * nri_noises_per_round(&inv->options);
-}
-
-int
-nri_correct_sample(const nri_inversion *inv)
+sample(const nri_inversion *inv)
 {
     return inv->inverting ? STATE : nri_run_state(&inv->denoise, inv->j);
 }
@@ -44,22 +38,15 @@ begin_round(nri_inversion *inv)
     for (int64_t b = 0; b < inv->v->batch; b++) {
         inv->spoiled[b] = false;
     }
-    inv->denoise.noises = first_noise(inv);
+    inv->denoise.noises = inv->inputs.correct_noises + inv->round * s->noises;
     if (inv->options.correct_inverted) {
         inv->inverting = true;
         inv->j = s->evaluations - 1;
         return inv->v->ops->copy(inv->v, STATE, Y, NULL);
     }
-    int drawn = first_noise(inv) + s->noises;
+    int drawn = inv->inputs.draws + inv->round;
     NRI_TRY(nri_combine_all(inv, STATE, (nri_rows){Y, 2, drawn - Y}, (double[]){s->levels[0], s->levels[1]}));
     return begin_denoising(inv);
-}
-
-nri_status
-nri_begin_correct(nri_inversion *inv)
-{
-    inv->round = 0;
-    return begin_round(inv);
 }
 
 /* An answer that is not finite is taken for 0, and the sample left out of the round's result. */
@@ -86,7 +73,7 @@ feed_inverting(nri_inversion *inv, const nri_tensor *answer)
     for (int k = 0; k <= inv->j; k++) {
         b += row[1 + k];
     }
-    NRI_TRY(nri_sum_used(inv->v, inv->coef, NOISE, first_noise(inv), s->noises, row + 1 + s->evaluations, &noisy));
+    NRI_TRY(nri_sum_used(inv->v, NOISE, inv->denoise.noises, s->noises, row + 1 + s->evaluations, &noisy));
     NRI_TRY(
         nri_combine_all(inv, STATE, (nri_rows){STATE, 3, 1}, (double[]){1 / row[0], -b / row[0], noisy ? -1 / row[0] : 0}));
     return inv->j-- > 0 ? NRI_OK : begin_denoising(inv);
@@ -97,19 +84,19 @@ static nri_status
 end_round(nri_inversion *inv)
 {
     NRI_TRY(nri_combine_all(inv, STATE, (nri_rows){Z0, 2, END - Z0}, (double[]){-1, 1}));
-    NRI_TRY(nri_norms(inv->v, STATE, inv->moved));
+    NRI_TRY(nri_norms(inv->v, STATE, inv->result.moved));
     for (int64_t b = 0; b < inv->v->batch; b++) {
-        bool sound = isfinite(inv->moved[b]) && !inv->spoiled[b];
-        double share = sound && inv->moved[b] > inv->radius[b] ? inv->radius[b] / inv->moved[b] : 1;
-        inv->held[b] = share < 1;
+        bool sound = isfinite(inv->result.moved[b]) && !inv->spoiled[b];
+        double share = sound && inv->result.moved[b] > inv->radius[b] ? inv->radius[b] / inv->result.moved[b] : 1;
+        inv->result.held[b] = share < 1;
         inv->spoiled[b] = !sound;
-        inv->tally.failed[b] += !sound;
+        inv->result.failed[b] += !sound;
         inv->coef[2 * b] = 1 - share;
         inv->coef[2 * b + 1] = share;
     }
     NRI_TRY(inv->v->ops->copy(inv->v, END, Y, inv->spoiled));
     NRI_TRY(nri_run_clean(&inv->denoise, Z0, inv->spoiled));
-    return inv->v->ops->combine(inv->v, Y, (nri_rows){Z0, 2, END - Z0}, inv->coef);
+    return inv->v->ops->combine(inv->v, Y, (nri_rows){Z0, 2, END - Z0}, inv->coef, 2);
 }
 
 /* The corrected image takes the target's place. */
@@ -119,11 +106,11 @@ end_correction(nri_inversion *inv)
     const nri_options *o = &inv->options;
     const double *level = inv->sampler->levels;
     NRI_TRY(nri_combine_all(inv, STATE, (nri_rows){Z0, 2, 1}, (double[]){-1, 1}));
-    NRI_TRY(nri_norms(inv->v, STATE, inv->moved));
+    NRI_TRY(nri_norms(inv->v, STATE, inv->result.moved));
     for (int64_t b = 0; b < inv->v->batch; b++) {
-        inv->moved[b] = inv->target.scale[b] > 0 ? inv->moved[b] / inv->target.scale[b] : inv->moved[b];
+        inv->result.moved[b] = inv->target.scale[b] > 0 ? inv->result.moved[b] / inv->target.scale[b] : inv->result.moved[b];
         if (o->correct_only) {
-            inv->reason[b] = inv->tally.failed[b] == o->correct_rounds ? NRI_NON_FINITE : NRI_MAX_NFE;
+            inv->result.reason[b] = inv->result.failed[b] == o->correct_rounds ? NRI_NON_FINITE : NRI_MAX_NFE;
         }
     }
     if (o->guess && level) {
@@ -133,8 +120,8 @@ end_correction(nri_inversion *inv)
     return inv->v->ops->copy(inv->v, Z0, Y, NULL);
 }
 
-nri_status
-nri_feed_correct(nri_inversion *inv, const nri_tensor *answer, bool *ended)
+static nri_status
+feed(nri_inversion *inv, const nri_tensor *answer, bool *ended)
 {
     if (inv->inverting) {
         return feed_inverting(inv, answer);
@@ -149,3 +136,5 @@ nri_feed_correct(nri_inversion *inv, const nri_tensor *answer, bool *ended)
     *ended = ++inv->round == inv->options.correct_rounds;
     return *ended ? end_correction(inv) : begin_round(inv);
 }
+
+const nri_phase nri_correct = {begin_round, feed, sample, false};

@@ -1,26 +1,30 @@
 /* Exceptions of nrinv._C, and the names that it reads. */
 #include "python.h"
 
+#include <stdarg.h>
 #include <string.h>
 
-PyObject *
-raise_status(nri_status status)
+int
+refuse(const char *format, ...)
 {
-    if (status == NRI_NO_MEMORY) {
-        return PyErr_NoMemory();
-    }
-    if (status == NRI_BACKEND) {
-        return PyErr_Format(PyExc_RuntimeError, "torch: %s", nri_backend_error());
-    }
-    PyErr_SetString(status == NRI_BAD_ORDER ? PyExc_RuntimeError : PyExc_ValueError, nri_status_text(status));
-    return NULL;
+    va_list given;
+    va_start(given, format);
+    PyErr_FormatV(PyExc_ValueError, format, given);
+    va_end(given);
+    return -1;
 }
 
 int
 check_status(nri_status status)
 {
-    if (status != NRI_OK) {
-        raise_status(status);
+    if (status == NRI_NO_MEMORY) {
+        PyErr_NoMemory();
+    }
+    else if (status == NRI_BACKEND) {
+        PyErr_Format(PyExc_RuntimeError, "torch: %s", nri_backend_error());
+    }
+    else if (status != NRI_OK) {
+        PyErr_SetString(status == NRI_BAD_ORDER ? PyExc_RuntimeError : PyExc_ValueError, nri_status_text(status));
     }
     return status == NRI_OK ? 0 : -1;
 }
@@ -28,47 +32,26 @@ check_status(nri_status status)
 int
 check_problem(nri_status status, const nri_problem *problem)
 {
-    if (status == NRI_OK || !*problem->text) {
-        return check_status(status);
-    }
-    PyErr_SetString(PyExc_ValueError, problem->text);
-    return -1;
+    return status == NRI_OK || !*problem->text ? check_status(status) : refuse("%s", problem->text);
 }
 
-PyObject *
-name_tuple(const char *const *names)
+void
+set_item(PyObject **sequence, Py_ssize_t i, PyObject *item)
 {
-    Py_ssize_t n = 0;
-    while (names[n]) {
-        n++;
+    if (!item || (PyTuple_Check(*sequence) ? PyTuple_SetItem : PyList_SetItem)(*sequence, i, item)) {
+        Py_CLEAR(*sequence);
     }
-    PyObject *out = PyTuple_New(n);
-    for (Py_ssize_t i = 0; out && i < n; i++) {
-        PyObject *name = PyUnicode_FromString(names[i]);
-        if (!name || PyTuple_SetItem(out, i, name)) {
-            Py_CLEAR(out);
-        }
-    }
-    return out;
 }
 
 int
 read_name(const char *argument, const char *given, const char *const *names)
 {
+    char list[200] = "";
     for (int i = 0; names[i]; i++) {
         if (!strcmp(given, names[i])) {
             return i;
         }
+        PyOS_snprintf(list + strlen(list), sizeof(list) - strlen(list), i ? ", %s" : "%s", names[i]);
     }
-    PyObject *comma = PyUnicode_FromString(", "), *tuple = name_tuple(names), *list = NULL;
-    if (comma && tuple) {
-        list = PyUnicode_Join(comma, tuple);
-    }
-    if (list) {
-        PyErr_Format(PyExc_ValueError, "%s must be one of %U, got '%s'", argument, list, given);
-    }
-    Py_XDECREF(comma);
-    Py_XDECREF(tuple);
-    Py_XDECREF(list);
-    return -1;
+    return refuse("%s must be one of %s, got '%s'", argument, list, given);
 }

@@ -7,15 +7,15 @@ The forward run Phi, the sampler itself from z_T to the image.  It measures the 
 
 #include "inversion.h"
 
-nri_status
-nri_begin_forward(nri_inversion *inv)
+static nri_status
+begin(nri_inversion *inv)
 {
     inv->j = 0;
     return inv->v->ops->copy(inv->v, nri_run_state(&inv->forward, 0), STATE, NULL);
 }
 
-int
-nri_forward_sample(const nri_inversion *inv)
+static int
+sample(const nri_inversion *inv)
 {
     return nri_run_state(&inv->forward, inv->j);
 }
@@ -25,12 +25,10 @@ log_target(nri_inversion *inv)
 {
     nri_solve *s = &inv->target;
     for (int64_t b = 0; b < inv->v->batch; b++) {
-        inv->error[b] = isinf(s->best[b]) ? NAN : s->scale[b] > 0 ? s->best[b] / s->scale[b] : s->best[b];
-        if (s->reason[b] == NRI_NON_FINITE) {
-            inv->reason[b] = NRI_NON_FINITE;
-        }
-        else if (s->finished[b] && inv->options.rounds > 0 && inv->reason[b] != NRI_NON_FINITE) {
-            inv->reason[b] = s->reason[b];
+        inv->result.error[b] = isinf(s->best[b]) ? NAN : s->scale[b] > 0 ? s->best[b] / s->scale[b] : s->best[b];
+        bool judged = s->finished[b] && inv->options.rounds > 0 && inv->result.reason[b] != NRI_NON_FINITE;
+        if (judged || s->reason[b] == NRI_NON_FINITE) {
+            inv->result.reason[b] = s->reason[b];
         }
         inv->idle[b] |= s->reason[b] != NRI_RUNNING;
     }
@@ -54,8 +52,8 @@ end_forward(nri_inversion *inv)
     return nri_run_clean(&inv->forward, Z0, s->failed);
 }
 
-nri_status
-nri_feed_forward(nri_inversion *inv, const nri_tensor *answer, bool *ended)
+static nri_status
+feed(nri_inversion *inv, const nri_tensor *answer, bool *ended)
 {
     int E = inv->sampler->evaluations, next = inv->j + 1 < E ? nri_run_state(&inv->forward, inv->j + 1) : END;
     NRI_TRY(nri_load_answer(inv, nri_run_output(&inv->forward, inv->j), answer));
@@ -64,3 +62,5 @@ nri_feed_forward(nri_inversion *inv, const nri_tensor *answer, bool *ended)
     *ended = ++inv->j == E;
     return *ended ? end_forward(inv) : NRI_OK;
 }
+
+const nri_phase nri_forward = {begin, feed, sample, false};

@@ -234,9 +234,6 @@ cover_all(nri_geodesic *p, double first, double last, double flat)
 {
     p->panels = 0;
     p->at[0] = first;
-    for (int k = 0; k < NRI_SPACINGS; k++) {
-        p->sum[k][0] = 0;
-    }
     if (first < -flat) {
         cover(p, fmin(-flat, last), false);
     }

@@ -14,13 +14,22 @@ knows another: invert.c alone decides which comes next.  A phase is one step of 
 /* Fixed slots.  Rows of one linear combination are neighbours: STATE M_PREV NOISE, C M Z, and Z0 Y END GUESS. */
 enum { STATE, M_PREV, NOISE, C, M, Z, BEST_F, BEST_R, SPARE, Z0, Y, END, GUESS, BEST, TARGET_BEST_F, TARGET_BEST_R, RINGS };
 
+/* Functions of a phase, a constant in its file. */
+typedef struct {
+    nri_status (*begin)(nri_inversion *inv);
+    nri_status (*feed)(nri_inversion *inv, const nri_tensor *answer, bool *ended);
+    int (*sample)(const nri_inversion *inv); /* the slot to evaluate at; NULL: always Z */
+    bool solves;                             /* for the samples whose equation is open; else for all that are not idle */
+} nri_phase;
+
+extern const nri_phase nri_sweep, nri_absorb, nri_passes, nri_forward, nri_correct;
+
 struct nri_inversion {
     const nri_sampler *sampler;
     nri_options options;
     nri_space *v;
     nri_solve step, target; /* the equation of a step or of all passes; that of the rounds, y = y + z_0 - Phi(Psi(y)) */
-    bool measure;       /* forward runs take place */
-    int phase;          /* of invert.c */
+    const nri_phase *phase; /* the current one, NULL at the end */
     bool waiting;       /* a request is out */
     bool started;
     int j;              /* step of the current evaluation */
@@ -30,24 +39,20 @@ struct nri_inversion {
     nri_run forward;    /* of the sampler */
     int passes;         /* first slot of passes.c */
     nri_space *stack;   /* NRI_PASSES: the iterate of `step` is a whole trajectory */
-    int trajectory, best_trajectory; /* first slots, -1 if not kept */
-    int evaluations;
+    int trajectory;     /* of the current round: first slot, -1 if not kept */
+    nri_inputs inputs;
+    nri_result result;
 
     /* correct.c */
     nri_run denoise;    /* of correct_from; in the rings of `forward`, where there are any */
-    int correct_noises; /* first slot of the first round's noises */
     int round;
     bool inverting;     /* the steps of the round are being inverted */
-    double *radius, *moved; /* [B] */
-    bool *held, *spoiled;   /* [B] spoiled: not finite in this round */
+    double *radius;     /* [B] */
+    bool *spoiled;      /* [B] not finite in this round */
 
     int *allowance;            /* [E] evaluations that each step may take */
-    double *residual, *error;  /* [E][B], [B] */
     double *surplus, *natural; /* [B] absorb.c: norms of the noise that takes up the step, and of the one in the state */
-    double *coef;              /* [B][widest combination] */
-    int *step_nfe, *nfe;       /* [E][B], [B] */
-    nri_reason *reason;        /* [B] */
-    nri_tally tally;
+    double *coef;              /* [3 B + 2 E + 2] scratch, E of the longer sampler */
     bool *idle;                /* [B] finished or failed: the sample is left alone */
     bool *active, *resting;    /* [B] samples being evaluated, and the others */
     void *block;
@@ -73,11 +78,8 @@ nri_status nri_begin_step(nri_inversion *inv);
 /* A first guess is in Z: start the step's equation. */
 nri_status nri_begin_equation(nri_inversion *inv);
 
-/* What the samples that finish with an evaluation leave behind: log, state, network output. */
-nri_status nri_settle(nri_inversion *inv);
-
-/* The step is over for all samples. */
-nri_status nri_end_step(nri_inversion *inv);
+/* What the samples that finish with an evaluation leave behind: log, state, network output.  The last ends the step. */
+nri_status nri_settle(nri_inversion *inv, bool *ended);
 
 /* ---------------------------------------------------------------------------------------------------------- auto.c */
 
@@ -87,39 +89,13 @@ double nri_kappa(const nri_sampler *s, int j);
 /* The noise that step j, and no other, draws; -1 if there is none, or it cannot absorb. */
 int nri_absorbing_noise(const nri_sampler *s, const nri_options *o, int j);
 
-/* allowance [E]: the evaluations that each step may take; the largest of them. */
-void nri_allot(const nri_sampler *s, const nri_options *o, int *allowance);
-int nri_largest_allowance(const nri_sampler *s, const nri_options *o);
+/* allowance [E], or NULL: the evaluations that each step may take; returns the largest of them. */
+int nri_allot(const nri_sampler *s, const nri_options *o, int *allowance);
 
-/* ---------------------------------------------------------------------------------------------------------- phases */
-
-nri_status nri_begin_sweep(nri_inversion *inv);
-nri_status nri_feed_sweep(nri_inversion *inv, const nri_tensor *answer, bool *ended);
-
-nri_status nri_begin_absorb(nri_inversion *inv);
-nri_status nri_feed_absorb(nri_inversion *inv, const nri_tensor *answer, bool *ended);
-
-nri_status nri_begin_passes(nri_inversion *inv);
-nri_status nri_feed_passes(nri_inversion *inv, const nri_tensor *answer, bool *ended);
-int nri_passes_sample(const nri_inversion *inv);
+/* -------------------------------------------------------------------------------------------------------- passes.c */
 
 /* How many slots passes need, and the inversion's `stack`. */
 int64_t nri_passes_slots(const nri_sampler *s, int depth);
 nri_status nri_create_stack(nri_inversion *inv, int depth, nri_solve_slots *slot);
-
-nri_status nri_begin_forward(nri_inversion *inv);
-nri_status nri_feed_forward(nri_inversion *inv, const nri_tensor *answer, bool *ended);
-int nri_forward_sample(const nri_inversion *inv);
-
-nri_status nri_begin_correct(nri_inversion *inv);
-nri_status nri_feed_correct(nri_inversion *inv, const nri_tensor *answer, bool *ended);
-int nri_correct_sample(const nri_inversion *inv);
-
-/* The noises of one round: those of correct_from, then the drawn one. */
-static inline int
-nri_noises_per_round(const nri_options *o)
-{
-    return o->correct_from->noises + !o->correct_inverted;
-}
 
 #endif

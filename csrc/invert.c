@@ -63,37 +63,43 @@ refuse_number(nri_problem *problem, const char *name, const char *allowed, doubl
     return refuse(problem, "%s must %s, got %s", name, allowed, text);
 }
 
+/* A number of evaluations or rounds; `with`: what else than the sampler says how many they may be. */
+static nri_status
+check_count(nri_problem *problem, const char *name, int x, int least, int64_t most, const char *with)
+{
+    return x < least  ? refuse(problem, "%s must be at least %d, got %d", name, least, x)
+           : x > most ? refuse(problem, "%s must be at most %d with this sampler%s, got %d", name, (int)most, with, x)
+                      : NRI_OK;
+}
+
 /* Each number by itself. */
 static nri_status
 check_ranges(const nri_options *o, nri_problem *problem)
 {
+    const char *positive = "be a finite number above 0", *other = "be a finite number of at least 0", *part = "be in 0..1";
     const struct {
-        const char *name;
+        const char *name, *allowed;
         double value;
-        bool positive; /* above 0, else at least 0 */
-    } numbers[] = {{"tol", o->tol, false}, {"atol", o->atol, false}, {"lam", o->lam, false}, {"floor", o->floor, true}};
+        bool good;
+    } numbers[] = {{"tol", other, o->tol, o->tol >= 0},
+                   {"atol", other, o->atol, o->atol >= 0},
+                   {"lam", other, o->lam, o->lam >= 0},
+                   {"floor", positive, o->floor, o->floor > 0},
+                   {"extrapolation", part, o->extrapolation, o->extrapolation >= 0 && o->extrapolation <= 1}};
     if ((unsigned)o->solver >= NRI_SOLVERS || (unsigned)o->order >= NRI_ORDERS) {
         return refuse(problem, "solver and order must be in their lists, got %d and %d", (int)o->solver, (int)o->order);
     }
-    if (o->max_nfe < 1) {
-        return refuse(problem, "max_nfe must be at least 1, got %d", o->max_nfe);
-    }
+    NRI_TRY(check_count(problem, "max_nfe", o->max_nfe, 1, INT_MAX, ""));
     if (o->depth < 0 || o->depth > NRI_MAX_DEPTH) {
         return refuse(problem, "depth must be in 0..%d, got %d", NRI_MAX_DEPTH, o->depth);
     }
-    if (o->rounds < 0) {
-        return refuse(problem, "rounds must be at least 0, got %d", o->rounds);
-    }
+    NRI_TRY(check_count(problem, "rounds", o->rounds, 0, INT_MAX, ""));
     for (size_t i = 0; i < sizeof(numbers) / sizeof(*numbers); i++) {
-        double x = numbers[i].value;
-        if (!isfinite(x) || x < 0 || (numbers[i].positive && x == 0)) {
-            const char *allowed = numbers[i].positive ? "be a finite number above 0" : "be a finite number of at least 0";
-            return refuse_number(problem, numbers[i].name, allowed, x);
+        if (!numbers[i].good || !isfinite(numbers[i].value)) {
+            return refuse_number(problem, numbers[i].name, numbers[i].allowed, numbers[i].value);
         }
     }
-    return o->extrapolation >= 0 && o->extrapolation <= 1
-               ? NRI_OK
-               : refuse_number(problem, "extrapolation", "be in 0..1", o->extrapolation);
+    return NRI_OK;
 }
 
 /* What does not go together, and what the sampler has to have. */
@@ -124,13 +130,8 @@ check_correction(const nri_options *o, nri_problem *problem)
         const char *alone = o->correct_only ? "correct_only" : o->correct_radius ? "radius" : NULL;
         return alone ? refuse(problem, "%s needs correct_from", alone) : NRI_OK;
     }
-    if (o->correct_rounds < 1) {
-        return refuse(problem, "correct_rounds must be at least 1, got %d", o->correct_rounds);
-    }
     int64_t most = INT_MAX / 2 / ((int64_t)o->correct_from->evaluations + o->correct_from->noises + 1);
-    if (o->correct_rounds > most) {
-        return refuse(problem, "correct_rounds must be at most %d with this sampler, got %d", (int)most, o->correct_rounds);
-    }
+    NRI_TRY(check_count(problem, "correct_rounds", o->correct_rounds, 1, most, ""));
     return o->correct_inverted || o->correct_from->levels
                ? NRI_OK
                : refuse(problem, "correct_from must have levels where noise is drawn; leave out draws");
@@ -141,13 +142,8 @@ static nri_status
 check_counts(const nri_sampler *s, const nri_options *o, nri_problem *problem)
 {
     int64_t E = s->evaluations, sweeps = INT_MAX / 2 / E, rounds = sweeps / ((int64_t)o->max_nfe + 1) - 1;
-    if (o->max_nfe >= sweeps) {
-        return refuse(problem, "max_nfe must be at most %d with this sampler, got %d", (int)(sweeps - 1), o->max_nfe);
-    }
-    if (o->rounds > rounds) {
-        return refuse(problem, "rounds must be at most %d with this sampler and max_nfe, got %d", (int)rounds, o->rounds);
-    }
-    return NRI_OK;
+    NRI_TRY(check_count(problem, "max_nfe", o->max_nfe, 1, sweeps - 1, ""));
+    return check_count(problem, "rounds", o->rounds, 0, rounds, " and max_nfe");
 }
 
 static nri_status
@@ -180,6 +176,7 @@ nri_check_options(const nri_sampler *sampler, const nri_options *options, nri_pr
 
 /* --------------------------------------------------------------------------------------------------------- creation */
 
+/* Whether forward runs take place. */
 static bool
 measures(const nri_options *o)
 {
@@ -197,13 +194,14 @@ static int
 step_depth(const nri_sampler *s, const nri_options *o)
 {
     int depth = o->solver == NRI_FIXED_POINT || o->solver == NRI_NEWTON ? 0 : o->depth;
-    int longest = nri_largest_allowance(s, o);
+    int longest = nri_allot(s, o, NULL);
     return depth < longest ? depth : longest - 1;
 }
 
 /* First slots. */
 typedef struct {
-    int64_t step_rings, newton, target_rings, states, noises, correct_noises, trajectory, best_trajectory, passes, end;
+    int64_t step_rings, newton, target_rings, states;
+    int64_t noises, correct_noises, draws, trajectory, best_trajectory, passes, end;
 } layout;
 
 static layout
@@ -218,7 +216,8 @@ lay_out(const nri_sampler *s, const nri_options *o)
     l.states = l.target_rings + (forward ? 2 * (target_depth(o) + 1) : 0);
     l.noises = l.states + rings;
     l.correct_noises = l.noises + s->noises;
-    l.trajectory = l.correct_noises + (o->correct_from ? (int64_t)o->correct_rounds * nri_noises_per_round(o) : 0);
+    l.draws = l.correct_noises + (o->correct_from ? (int64_t)o->correct_rounds * o->correct_from->noises : 0);
+    l.trajectory = l.draws + (o->correct_from && !o->correct_inverted ? o->correct_rounds : 0);
     l.best_trajectory = l.trajectory + kept;
     l.passes = l.best_trajectory + (forward ? kept : 0);
     l.end = l.passes + (passes ? nri_passes_slots(s, step_depth(s, o)) : 0);
@@ -246,16 +245,27 @@ allocate(nri_inversion *inv)
 {
     const nri_sampler *s = inv->sampler, *from = inv->options.correct_from;
     int64_t B = inv->v->batch, E = s->evaluations, corrected = from ? B : 0;
-    int widest = most(most(s->noises, Z + 1), most(nri_run_slots(s), s->evaluations));
-    widest = from ? most(widest, most(from->noises, nri_run_slots(from))) : widest;
+    int longest = from ? most(s->evaluations, from->evaluations) : s->evaluations; /* a window is no longer */
 #define ARRAY(member, rows, columns) NRI_ARRAY(nri_inversion, member, rows, columns)
-    const nri_array arrays[] = {
-        ARRAY(allowance, E, 1),     ARRAY(residual, E, B),       ARRAY(error, B, 1),           ARRAY(surplus, B, 1),
-        ARRAY(natural, B, 1),       ARRAY(coef, B, widest),      ARRAY(step_nfe, E, B),        ARRAY(nfe, B, 1),
-        ARRAY(reason, B, 1),        ARRAY(tally.restarts, B, 1), ARRAY(tally.rejected, B, 1),  ARRAY(tally.failed, B, 1),
-        ARRAY(idle, B, 1),          ARRAY(active, B, 1),         ARRAY(resting, B, 1),         ARRAY(radius, corrected, 1),
-        ARRAY(moved, corrected, 1), ARRAY(held, corrected, 1),   ARRAY(spoiled, corrected, 1),
-    };
+    const nri_array arrays[] = {ARRAY(result.residual, E, B),
+                                ARRAY(result.step_nfe, E, B),
+                                ARRAY(result.nfe, B, 1),
+                                ARRAY(result.reason, B, 1),
+                                ARRAY(result.error, B, 1),
+                                ARRAY(result.restarts, B, 1),
+                                ARRAY(result.rejected, B, 1),
+                                ARRAY(result.failed, B, 1),
+                                ARRAY(result.moved, corrected, 1),
+                                ARRAY(result.held, corrected, 1),
+                                ARRAY(radius, corrected, 1),
+                                ARRAY(spoiled, corrected, 1),
+                                ARRAY(allowance, E, 1),
+                                ARRAY(surplus, B, 1),
+                                ARRAY(natural, B, 1),
+                                ARRAY(idle, B, 1),
+                                ARRAY(active, B, 1),
+                                ARRAY(resting, B, 1),
+                                ARRAY(coef, 3 * B + 2 * longest + 2, 1)};
     inv->block = NRI_CARVE(inv, arrays);
     return inv->block ? NRI_OK : NRI_NO_MEMORY;
 }
@@ -273,7 +283,7 @@ create_solves(nri_inversion *inv, const layout *l)
                             .atol = o->atol,
                             .lam = o->lam,
                             .floor = o->floor,
-                            .tally = inv->tally,
+                            .tally = {inv->result.restarts, inv->result.rejected, inv->result.failed},
                             .slot = {rings, rings + depth + 1, BEST_F, BEST_R, SPARE, STATE, (int)l->newton}};
     inv->target = inv->step;
     inv->target.solver = NRI_ANDERSON;
@@ -312,13 +322,15 @@ fill(nri_inversion *inv, nri_problem *problem)
         return refuse(problem, "the inversion needs %lld slots, its space has %d", (long long)l.end, inv->v->slots);
     }
     NRI_TRY(allocate(inv));
-    inv->measure = measures(o);
     inv->forward = (nri_run){inv->sampler, inv->v, (int)l.states, (int)l.noises, inv->coef};
     inv->denoise = (nri_run){o->correct_from, inv->v, (int)l.states, (int)l.correct_noises, inv->coef};
-    inv->correct_noises = (int)l.correct_noises;
+    inv->inputs = (nri_inputs){Z0, GUESS, (int)l.noises, (int)l.draws, (int)l.correct_noises};
     inv->passes = (int)l.passes;
     inv->trajectory = o->trajectory && !o->correct_only ? (int)l.trajectory : -1;
-    inv->best_trajectory = inv->trajectory >= 0 && inv->measure ? (int)l.best_trajectory : -1;
+    inv->result.latents = o->correct_only ? Z0 : measures(o) ? BEST : STATE;
+    inv->result.trajectory = inv->trajectory >= 0 && measures(o) ? (int)l.best_trajectory : inv->trajectory;
+    inv->result.noises = (int)l.noises;
+    inv->result.corrected = o->correct_from ? Z0 : -1;
     nri_allot(inv->sampler, o, inv->allowance);
     NRI_TRY(take_radius(inv, problem));
     return create_solves(inv, &l);
@@ -334,9 +346,7 @@ nri_inversion_create(const nri_sampler *sampler, const nri_options *options, nri
     if (!inv) {
         return NRI_NO_MEMORY;
     }
-    inv->sampler = sampler;
-    inv->options = *options;
-    inv->v = v;
+    *inv = (nri_inversion){.sampler = sampler, .options = *options, .v = v};
     nri_status status = fill(inv, problem);
     if (status != NRI_OK) {
         nri_inversion_destroy(inv);
@@ -358,102 +368,47 @@ nri_inversion_destroy(nri_inversion *inv)
     }
 }
 
-int
-nri_inversion_target(const nri_inversion *inv)
+nri_inputs
+nri_inversion_inputs(const nri_inversion *inv)
 {
-    (void)inv;
-    return Z0;
-}
-
-int
-nri_inversion_guess(const nri_inversion *inv)
-{
-    (void)inv;
-    return GUESS;
-}
-
-int
-nri_inversion_noise(const nri_inversion *inv, int k)
-{
-    return inv->forward.noises + k;
-}
-
-int
-nri_inversion_correct_noise(const nri_inversion *inv, int round, int k)
-{
-    return inv->correct_noises + round * nri_noises_per_round(&inv->options) + k;
-}
-
-int
-nri_inversion_draw(const nri_inversion *inv, int round)
-{
-    return nri_inversion_correct_noise(inv, round, inv->options.correct_from->noises);
-}
-
-const int *
-nri_inversion_allowance(const nri_inversion *inv)
-{
-    return inv->allowance;
+    return inv->inputs;
 }
 
 /* ----------------------------------------------------------------------------------------------------------- phases */
 
-typedef enum { CORRECT, SWEEP, ABSORB, PASS, FORWARD, DONE } phase;
-
-static int
-iterate(const nri_inversion *inv)
-{
-    (void)inv;
-    return Z;
-}
-
-static const struct {
-    nri_status (*begin)(nri_inversion *inv);
-    nri_status (*feed)(nri_inversion *inv, const nri_tensor *answer, bool *ended);
-    int (*sample)(const nri_inversion *inv); /* the slot to evaluate at */
-    bool solves;                             /* for the samples whose equation is open; else for all that are not idle */
-} phases[DONE] = {
-    [CORRECT] = {nri_begin_correct, nri_feed_correct, nri_correct_sample, false},
-    [SWEEP] = {nri_begin_sweep, nri_feed_sweep, iterate, true},
-    [ABSORB] = {nri_begin_absorb, nri_feed_absorb, iterate, true},
-    [PASS] = {nri_begin_passes, nri_feed_passes, nri_passes_sample, true},
-    [FORWARD] = {nri_begin_forward, nri_feed_forward, nri_forward_sample, false},
-};
-
 /* The way back at step j. */
-static phase
+static const nri_phase *
 step_back(nri_inversion *inv, int j)
 {
     inv->j = j;
     inv->absorbs = nri_absorbing_noise(inv->sampler, &inv->options, j);
-    return inv->absorbs >= 0 ? ABSORB : SWEEP;
+    return inv->absorbs >= 0 ? &nri_absorb : &nri_sweep;
 }
 
-static phase
+static const nri_phase *
 way_back(nri_inversion *inv)
 {
-    return inv->options.order == NRI_PASSES ? PASS : step_back(inv, inv->sampler->evaluations - 1);
+    return inv->options.order == NRI_PASSES ? &nri_passes : step_back(inv, inv->sampler->evaluations - 1);
 }
 
-/* What comes next; a step gets its j. */
-static phase
+/* What comes next, NULL at the end; a step gets its j, passes leave it at 0. */
+static const nri_phase *
 next_phase(nri_inversion *inv)
 {
     bool awake = false;
     for (int64_t b = 0; b < inv->v->batch; b++) {
         awake |= !inv->idle[b];
     }
-    switch (inv->phase) {
-    case CORRECT:
-        return inv->options.correct_only ? DONE : way_back(inv);
-    case SWEEP:
-    case ABSORB:
-        return !awake ? DONE : inv->j > 0 ? step_back(inv, inv->j - 1) : inv->measure ? FORWARD : DONE;
-    case PASS:
-        return awake && inv->measure ? FORWARD : DONE;
-    default: /* FORWARD: another round */
-        return awake ? way_back(inv) : DONE;
+    if (inv->phase == &nri_correct) {
+        return inv->options.correct_only ? NULL : way_back(inv);
     }
+    if (!awake) {
+        return NULL;
+    }
+    if (inv->phase == &nri_forward) {
+        return way_back(inv); /* another round */
+    }
+    return inv->j > 0 ? step_back(inv, inv->j - 1) : measures(&inv->options) ? &nri_forward : NULL;
 }
 
 /* Z0 is the target: it has to be finite, and the first round starts from it. */
@@ -471,21 +426,21 @@ take_target(nri_inversion *inv)
 }
 
 static nri_status
-enter(nri_inversion *inv, phase next)
+enter(nri_inversion *inv, const nri_phase *next)
 {
     inv->phase = next;
-    return next == DONE ? NRI_OK : phases[next].begin(inv);
+    return next ? next->begin(inv) : NRI_OK;
 }
 
 /* A phase has ended. */
 static nri_status
 go_on(nri_inversion *inv)
 {
-    phase last = inv->phase, next = next_phase(inv);
-    if (last == CORRECT && next != DONE) {
+    const nri_phase *last = inv->phase, *next = next_phase(inv);
+    if (last == &nri_correct && next) {
         NRI_TRY(take_target(inv));
     }
-    if (inv->measure && inv->target.k == 0 && (next == FORWARD || next == DONE)) {
+    if (measures(&inv->options) && inv->target.k == 0 && (next == &nri_forward || !next)) {
         NRI_TRY(nri_keep_best(inv, NULL)); /* something to return if nothing can be measured */
     }
     return enter(inv, next);
@@ -495,13 +450,13 @@ static nri_status
 start(nri_inversion *inv)
 {
     for (int64_t i = 0; i < inv->v->batch * inv->sampler->evaluations; i++) {
-        inv->residual[i] = NAN;
+        inv->result.residual[i] = NAN;
     }
     for (int64_t b = 0; b < inv->v->batch; b++) {
-        inv->error[b] = NAN;
+        inv->result.error[b] = NAN;
     }
     NRI_TRY(take_target(inv));
-    NRI_TRY(enter(inv, inv->options.correct_from ? CORRECT : way_back(inv)));
+    NRI_TRY(enter(inv, inv->options.correct_from ? &nri_correct : way_back(inv)));
     inv->started = true;
     return NRI_OK;
 }
@@ -513,7 +468,7 @@ static void
 find_active(nri_inversion *inv)
 {
     for (int64_t b = 0; b < inv->v->batch; b++) {
-        inv->active[b] = phases[inv->phase].solves ? nri_solve_active(&inv->step, b) : !inv->idle[b];
+        inv->active[b] = inv->phase->solves ? nri_solve_active(&inv->step, b) : !inv->idle[b];
         inv->resting[b] = !inv->active[b];
     }
 }
@@ -524,19 +479,20 @@ nri_inversion_next(nri_inversion *inv, nri_request *request, bool *done)
     if (!inv->started) {
         NRI_TRY(start(inv));
     }
-    *done = inv->phase == DONE;
+    const nri_phase *phase = inv->phase;
+    *done = !phase;
     inv->waiting = !*done;
-    if (!*done) {
-        bool correcting = inv->phase == CORRECT, gradient = inv->phase == SWEEP && inv->step.asks == NRI_GRADIENT;
+    if (phase) {
+        bool correcting = phase == &nri_correct, sweeping = phase == &nri_sweep;
         const nri_sampler *s = correcting ? inv->options.correct_from : inv->sampler;
         find_active(inv);
         *request = (nri_request){.index = inv->j,
                                  .timestep = s->timesteps[inv->j],
                                  .scale = s->inputs[inv->j],
-                                 .slot = phases[inv->phase].sample(inv),
+                                 .slot = phase->sample ? phase->sample(inv) : Z,
                                  .active = inv->active,
-                                 .wants_gradient = inv->phase == SWEEP && inv->step.differentiates,
-                                 .cotangent = gradient ? inv->step.cotangent : -1,
+                                 .wants_gradient = sweeping && inv->step.differentiates,
+                                 .cotangent = sweeping && inv->step.asks == NRI_GRADIENT ? inv->step.cotangent : -1,
                                  .correcting = correcting};
     }
     return NRI_OK;
@@ -550,34 +506,16 @@ nri_inversion_feed(nri_inversion *inv, const nri_tensor *model_output)
         return NRI_BAD_ORDER;
     }
     inv->waiting = false; /* also after a failure: what has been done cannot be done again */
-    NRI_TRY(phases[inv->phase].feed(inv, model_output, &ended));
+    NRI_TRY(inv->phase->feed(inv, model_output, &ended));
     return ended ? go_on(inv) : NRI_OK;
 }
 
 nri_status
 nri_inversion_result(const nri_inversion *inv, nri_result *result)
 {
-    if (!inv->started || inv->phase != DONE) {
+    if (!inv->started || inv->phase) {
         return NRI_BAD_ORDER;
     }
-    *result = (nri_result){
-        .latents = inv->options.correct_only ? Z0
-                   : inv->measure            ? BEST
-                                             : STATE,
-        .noises = inv->forward.noises,
-        .trajectory = inv->best_trajectory >= 0 ? inv->best_trajectory : inv->trajectory,
-        .corrected = inv->options.correct_from ? Z0 : -1,
-        .evaluations = inv->evaluations,
-        .residual = inv->residual,
-        .step_nfe = inv->step_nfe,
-        .nfe = inv->nfe,
-        .reason = inv->reason,
-        .error = inv->error,
-        .restarts = inv->tally.restarts,
-        .rejected = inv->tally.rejected,
-        .failed = inv->tally.failed,
-        .moved = inv->moved,
-        .held = inv->held,
-    };
+    *result = inv->result;
     return NRI_OK;
 }

@@ -8,33 +8,22 @@
 static int
 load_aten(void)
 {
-    PyObject *torch_c = PyImport_ImportModule("torch._C"), *file = NULL;
-    const char *path, *missing = NULL;
-    if (torch_c) {
-        file = PyObject_GetAttrString(torch_c, "__file__");
-        Py_DECREF(torch_c);
-    }
-    path = file ? PyUnicode_AsUTF8AndSize(file, NULL) : NULL;
-    if (path) {
-        missing = nri_aten_load(path);
-    }
-    Py_XDECREF(file);
-    if (!path) {
-        return -1;
-    }
+    PyObject *torch_c = PyImport_ImportModule("torch._C");
+    PyObject *file = torch_c ? PyObject_GetAttrString(torch_c, "__file__") : NULL;
+    const char *path = file ? PyUnicode_AsUTF8AndSize(file, NULL) : NULL, *missing = path ? nri_aten_load(path) : NULL;
+    int bad = !path || missing;
     if (missing) {
         PyErr_Format(PyExc_ImportError, "this torch does not have what nrinv needs (torch >= 2.10): %s", missing);
-        return -1;
     }
-    return 0;
+    Py_XDECREF(torch_c);
+    Py_XDECREF(file);
+    return bad ? -1 : 0;
 }
 
 static PyObject *
-reasons(PyObject *module, PyObject *unused)
+reasons(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(unused))
 {
     PyObject *out = PyDict_New();
-    (void)module;
-    (void)unused;
     for (int i = 0; out && i < NRI_REASONS; i++) {
         PyObject *text = PyUnicode_FromString(nri_reason_text((nri_reason)i));
         if (!text || PyDict_SetItemString(out, nri_reason_name((nri_reason)i), text)) {
@@ -47,21 +36,16 @@ reasons(PyObject *module, PyObject *unused)
 
 static PyMethodDef module_methods[] = {
     {"reasons", reasons, METH_NOARGS, "reasons()\n--\n\nThe names in Result.reasons and what they mean."},
-    {"interpolate", (PyCFunction)(void (*)(void))path_interpolate, METH_VARARGS | METH_KEYWORDS, path_interpolate_doc},
-    {"centroid", (PyCFunction)(void (*)(void))path_centroid, METH_VARARGS | METH_KEYWORDS, path_centroid_doc},
     {NULL, NULL, 0, NULL},
 };
 
 static const struct {
-    const char *name;
     PyType_Spec *spec;           /* of a class, or */
     PyStructSequence_Desc *desc; /* of a named tuple */
-} types[TYPES] = {
-    [SAMPLER] = {"Sampler", &sampler_spec, NULL},
-    [INVERSION] = {"Inversion", &inversion_spec, NULL},
-    [REQUEST] = {"Request", NULL, &request_desc},
-    [RESULT] = {"Result", NULL, &result_desc},
-};
+} types[TYPES] = {[SAMPLER] = {&sampler_spec, NULL},
+                  [INVERSION] = {&inversion_spec, NULL},
+                  [REQUEST] = {NULL, &request_desc},
+                  [RESULT] = {NULL, &result_desc}};
 
 static const struct {
     const char *name;
@@ -72,12 +56,26 @@ static const struct {
              {"PATHS", nri_path_names},
              {"SPACINGS", nri_spacing_names}};
 
+static PyObject *
+name_tuple(const char *const *names)
+{
+    Py_ssize_t n = 0;
+    while (names[n]) {
+        n++;
+    }
+    PyObject *out = PyTuple_New(n);
+    for (Py_ssize_t i = 0; out && i < n; i++) {
+        set_item(&out, i, PyUnicode_FromString(names[i]));
+    }
+    return out;
+}
+
 static int
 module_exec(PyObject *module)
 {
     module_state *state = PyModule_GetState(module);
     state->load_torch = load_aten;
-    if (PyArray_ImportNumPyAPI() < 0) {
+    if (PyArray_ImportNumPyAPI() < 0 || PyModule_AddFunctions(module, path_methods)) {
         return -1;
     }
     for (size_t i = 0; i < sizeof(lists) / sizeof(*lists); i++) {
@@ -91,7 +89,7 @@ module_exec(PyObject *module)
     for (int i = 0; i < TYPES; i++) {
         state->type[i] = types[i].spec ? PyType_FromModuleAndSpec(module, types[i].spec, NULL)
                                        : (PyObject *)PyStructSequence_NewType(types[i].desc);
-        if (!state->type[i] || PyModule_AddObjectRef(module, types[i].name, state->type[i])) {
+        if (!state->type[i] || PyModule_AddType(module, (PyTypeObject *)state->type[i])) {
             return -1;
         }
     }

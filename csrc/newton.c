@@ -47,23 +47,17 @@ judge_sample(nri_solve *s, int64_t b, double rr, double merit)
         s->failures[b] += !finite;
         s->tally.failed[b] += !finite;
     }
-    if (s->improved[b] && norm <= s->tol * s->scale[b]) {
-        nri_solve_finish(s, b, NRI_TOL);
-    }
-    else if (s->improved[b] && norm <= s->atol * sqrt((double)s->v->elements)) {
-        nri_solve_finish(s, b, NRI_ATOL);
-    }
-    else if (s->failures[b] >= NRI_MAX_FAILURES || (!finite && s->best_at[b] < 0 && s->nfe[b] >= s->max_nfe)) {
-        nri_solve_finish(s, b, NRI_NON_FINITE);
-    }
-    else if (s->nfe[b] + (s->improved[b] ? 2 : 1) > s->max_nfe) {
-        nri_solve_finish(s, b, NRI_MAX_NFE);
-    }
-    else if (s->length[b] < SHORTEST) {
-        nri_solve_finish(s, b, NRI_STALLED);
-    }
-    s->tally.restarts[b] += !s->improved[b] && !s->finished[b];
-    return s->improved[b] && !s->finished[b];
+    bool best = s->improved[b], lost = !finite && s->best_at[b] < 0 && s->nfe[b] >= s->max_nfe;
+    nri_reason reason = best && norm <= s->tol * s->scale[b]                     ? NRI_TOL
+                        : best && norm <= s->atol * sqrt((double)s->v->elements) ? NRI_ATOL
+                        : s->failures[b] >= NRI_MAX_FAILURES || lost             ? NRI_NON_FINITE
+                        : s->nfe[b] + (best ? 2 : 1) > s->max_nfe                ? NRI_MAX_NFE
+                        : s->length[b] < SHORTEST                                ? NRI_STALLED
+                                                                                 : NRI_RUNNING;
+    s->reason[b] = reason;
+    s->finished[b] = reason != NRI_RUNNING;
+    s->tally.restarts[b] += !best && !s->finished[b];
+    return best && !s->finished[b];
 }
 
 /* Finished samples go to their best f, those without one to the origin. */
@@ -90,7 +84,7 @@ measure(nri_solve *s, int z, double *sum, double *square, double *far)
     NRI_TRY(ops->dots(s->v, r, (nri_rows){s->cotangent, 1, 1}, sum));
     memset(far, 0, sizeof(*far) * (size_t)s->v->batch);
     if (s->lam > 0) {
-        NRI_TRY(nri_combine_same(s->v, s->coef, s->slot.spare, (nri_rows){z, 2, s->mean - z}, (double[]){1, -1}));
+        NRI_TRY(ops->combine(s->v, s->slot.spare, (nri_rows){z, 2, s->mean - z}, (double[]){1, -1}, 0));
         NRI_TRY(ops->dots(s->v, s->slot.spare, (nri_rows){s->slot.spare, 1, 1}, far));
     }
     return ops->dots(s->v, r, (nri_rows){r, 1, 1}, square);
@@ -144,7 +138,7 @@ turn(nri_solve *s, int z)
         memcpy(s->coef + 4 * b, (double[]){-1, s->slope, s->pull[b], -s->pull[b]}, 4 * sizeof(double));
     }
     NRI_TRY(ops->copy(s->v, s->product, s->slot.origin, s->failed));
-    NRI_TRY(ops->combine(s->v, s->slot.spare, (nri_rows){first, 4, 1}, s->coef));
+    NRI_TRY(ops->combine(s->v, s->slot.spare, (nri_rows){first, 4, 1}, s->coef, 4));
     NRI_TRY(ops->sign(s->v, s->slot.spare, s->slot.spare, s->floor));
     NRI_TRY(ops->copy(s->v, first + NRI_NEWTON_DIRECTION, s->slot.spare, s->wants));
     return give_results(s, z);
@@ -160,7 +154,7 @@ step(nri_solve *s, int z)
         s->coef[2 * b] = 1;
         s->coef[2 * b + 1] = s->mark[b] ? -s->length[b] * s->merit[b] : 0;
     }
-    NRI_TRY(s->v->ops->combine(s->v, s->slot.spare, (nri_rows){best, 2, direction - best}, s->coef));
+    NRI_TRY(s->v->ops->combine(s->v, s->slot.spare, (nri_rows){best, 2, direction - best}, s->coef, 2));
     return s->v->ops->copy(s->v, z, s->slot.spare, s->mark);
 }
 

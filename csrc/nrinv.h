@@ -23,7 +23,6 @@ depth.  Nothing here knows Python or a tensor library; vectors are reached throu
 /* -------------------------------------------------------------------------------------------------------- status.c */
 
 /* The names that Python knows.  Every list is an enum, and an array of strings with a NULL behind the last. */
-#define NRI_ID(id, ...) NRI_##id,
 
 /* How a step's equation is solved. */
 #define NRI_SOLVER_LIST(X) X(AUTO, "auto") X(ANDERSON, "anderson") X(FIXED_POINT, "fixed_point") X(NEWTON, "newton")
@@ -112,7 +111,7 @@ typedef struct {
     double lam, floor;    /* NRI_NEWTON: weight of the forward process in F, >= 0; floor of |g|, > 0 */
     double extrapolation; /* rho: how far unknown network outputs of a multistep sampler are extrapolated, 0..1 */
     bool predictor;       /* first guess from the network output of the step before; else the state itself */
-    bool guess;           /* the first step starts from nri_inversion_guess, which the caller loads; passes do too */
+    bool guess;           /* the first step starts from the guess, which the caller loads; passes do too */
     bool absorb;          /* noises take up what the steps leave; needs the sampler's levels, first order, rounds 0 */
     bool verify;          /* end with a forward run that measures the error (rounds > 0 always does) */
     bool trajectory;      /* keep every state */
@@ -146,6 +145,14 @@ typedef struct {
 
 typedef struct nri_inversion nri_inversion;
 
+/* Where an inversion's inputs belong; first slots where there are several. */
+typedef struct {
+    int target, guess;  /* s_E; what the first step starts from */
+    int noises;         /* K */
+    int draws;          /* one a round of the correction, unless that inverts */
+    int correct_noises; /* round after round, the noises of correct_from */
+} nri_inputs;
+
 /* What an inversion knows of its samples; arrays belong to it. */
 typedef struct {
     int latents;             /* slot of s_0; with correct_only, of the corrected target */
@@ -153,16 +160,16 @@ typedef struct {
     int noises;              /* first of K slots: what the sampler has to draw */
     int corrected;           /* slot of the corrected target, or -1 */
     int evaluations;         /* network calls, gradients included */
-    const double *residual;  /* [E][B] |r| / |s| at the last evaluation of each step, NaN where never evaluated */
-    const int *step_nfe;     /* [E][B] of the last sweep, or of all passes */
-    const int *nfe;          /* [B] */
-    const nri_reason *reason; /* [B]; with correct_only NRI_MAX_NFE, or NRI_NON_FINITE where every round failed */
-    const double *error;     /* [B] |z_0 - Phi(z_T)| / |z_0| of a forward run, NaN where not measured */
-    const int *restarts;     /* [B] how often a solver went back to its best iterate, or its start, for a shorter step */
-    const int *rejected;     /* [B] mixtures whose weights were not usable */
-    const int *failed;       /* [B] evaluations, products and rounds of the correction that were not finite */
-    const double *moved;     /* [B] |corrected - target| / |target| */
-    const bool *held;        /* [B] the radius has held the last round of the correction back */
+    double *residual;        /* [E][B] |r| / |s| at the last evaluation of each step, NaN where never evaluated */
+    int *step_nfe;           /* [E][B] of the last sweep, or of all passes */
+    int *nfe;                /* [B] */
+    nri_reason *reason;      /* [B]; with correct_only NRI_MAX_NFE, or NRI_NON_FINITE where every round failed */
+    double *error;           /* [B] |z_0 - Phi(z_T)| / |z_0| of a forward run, NaN where not measured */
+    int *restarts;           /* [B] how often a solver went back to its best iterate, or its start, for a shorter step */
+    int *rejected;           /* [B] mixtures whose weights were not usable */
+    int *failed;             /* [B] evaluations, products and rounds of the correction that were not finite */
+    double *moved;           /* [B] |corrected - target| / |target| */
+    bool *held;              /* [B] the radius has held the last round of the correction back */
 } nri_result;
 
 /*
@@ -179,20 +186,12 @@ int64_t nri_inversion_max_evaluations(const nri_sampler *sampler, const nri_opti
 
 /*
 `sampler`, `correct_from` and `v` are borrowed and must outlive the inversion; the radius is copied.  Checks the options,
-and that `v` has the slots.  Then the target (s_E), the K noises, the guess, and of each round of a correction the K noises
-and the drawn one are loaded into their slots before the first `next`.
+and that `v` has the slots.  Then the inputs are loaded before the first `next`.
 */
 nri_status nri_inversion_create(const nri_sampler *sampler, const nri_options *options, nri_space *v, nri_inversion **out,
                                 nri_problem *problem);
 void nri_inversion_destroy(nri_inversion *inv);
-int nri_inversion_target(const nri_inversion *inv);
-int nri_inversion_guess(const nri_inversion *inv);
-int nri_inversion_noise(const nri_inversion *inv, int k);
-int nri_inversion_draw(const nri_inversion *inv, int round);
-int nri_inversion_correct_noise(const nri_inversion *inv, int round, int k);
-
-/* [E] the network evaluations that each step may take in one sweep; `auto` deals them out unevenly, E max_nfe in all. */
-const int *nri_inversion_allowance(const nri_inversion *inv);
+nri_inputs nri_inversion_inputs(const nri_inversion *inv);
 
 /* *done, or a request; asking again before `feed` gives the same request. */
 nri_status nri_inversion_next(nri_inversion *inv, nri_request *request, bool *done);

@@ -14,7 +14,6 @@ The first estimate is the forward process, s_j = S_j z_0 + sigma_j n with n from
 levels or a guess it is the way back without network outputs and noises, s_j = s_{j+1} / A_j.
 */
 #include <math.h>
-#include <stdlib.h>
 
 #include "inversion.h"
 
@@ -47,8 +46,8 @@ state(const nri_inversion *inv, int slot, int j)
     return inv->passes + (1 + slot) * inv->sampler->evaluations + j;
 }
 
-int
-nri_passes_sample(const nri_inversion *inv)
+static int
+sample(const nri_inversion *inv)
 {
     return state(inv, STATES, inv->j);
 }
@@ -58,18 +57,13 @@ nri_create_stack(nri_inversion *inv, int depth, nri_solve_slots *slot)
 {
     int E = inv->sampler->evaluations;
     const double *levels = inv->sampler->levels;
-    double *weights = malloc(sizeof(*weights) * (size_t)E);
-    if (!weights) {
-        return NRI_NO_MEMORY;
-    }
+    double *weights = inv->coef;
     for (int j = 0; j < E; j++) {
         double size = levels ? hypot(levels[2 * j], levels[2 * j + 1]) : 0;
         weights[j] = size > 0 ? 1 / size : fabs(inv->sampler->inputs[j]);
     }
-    nri_status status = nri_space_create_stack(inv->v, state(inv, 0, 0), E, stack_slots(depth), weights, &inv->stack);
-    free(weights);
     *slot = (nri_solve_slots){PASS_RINGS, PASS_RINGS + depth + 1, PASS_BEST_F, PASS_BEST_R, PASS_SPARE, FIRST, -1};
-    return status;
+    return nri_space_create_stack(inv->v, state(inv, 0, 0), E, stack_slots(depth), weights, &inv->stack);
 }
 
 /* dst = G, or the way back without outputs and noises. */
@@ -82,9 +76,8 @@ go_back(nri_inversion *inv, int dst, bool evaluated)
         const double *row = back_row(s, j);
         bool fed = false, noisy = false;
         if (evaluated) {
-            NRI_TRY(nri_sum_used(inv->v, inv->coef, M_PREV, output(inv, 0), j + 1, row + 1, &fed));
-            NRI_TRY(
-                nri_sum_used(inv->v, inv->coef, NOISE, inv->forward.noises, s->noises, row + 1 + s->evaluations, &noisy));
+            NRI_TRY(nri_sum_used(inv->v, M_PREV, output(inv, 0), j + 1, row + 1, &fed));
+            NRI_TRY(nri_sum_used(inv->v, NOISE, inv->forward.noises, s->noises, row + 1 + s->evaluations, &noisy));
         }
         double coef[3] = {1 / row[0], fed ? -1 / row[0] : 0, noisy ? -1 / row[0] : 0};
         NRI_TRY(nri_combine_all(inv, state(inv, dst, j), (nri_rows){STATE, 3, 1}, coef));
@@ -93,8 +86,8 @@ go_back(nri_inversion *inv, int dst, bool evaluated)
     return NRI_OK;
 }
 
-nri_status
-nri_begin_passes(nri_inversion *inv)
+static nri_status
+begin(nri_inversion *inv)
 {
     const nri_sampler *s = inv->sampler;
     int E = s->evaluations;
@@ -124,9 +117,9 @@ log_pass(nri_inversion *inv, int r)
         NRI_TRY(nri_norms(inv->v, state(inv, r, j), miss));
         for (int64_t b = 0; b < B; b++) {
             if (inv->active[b] && isfinite(whole[b])) { /* what is not finite reaches s_0 */
-                inv->residual[j * B + b] = size[b] > 0 ? miss[b] / size[b] : miss[b];
+                inv->result.residual[j * B + b] = size[b] > 0 ? miss[b] / size[b] : miss[b];
             }
-            inv->step_nfe[j * B + b] += inv->active[b];
+            inv->result.step_nfe[j * B + b] += inv->active[b];
         }
     }
     return nri_norms(inv->stack, STATES, inv->step.scale);
@@ -168,14 +161,14 @@ end_pass(nri_inversion *inv)
     NRI_TRY(nri_solve_feed(s, PASS_SPARE));
     NRI_TRY(inv->stack->ops->copy(inv->stack, STATES, PASS_SPARE, inv->active)); /* finished samples stay as they are */
     for (int64_t b = 0; b < inv->v->batch; b++) {
-        inv->reason[b] = s->reason[b];
+        inv->result.reason[b] = s->reason[b];
         inv->idle[b] = s->reason[b] == NRI_NON_FINITE;
     }
     return clean_outputs(inv);
 }
 
-nri_status
-nri_feed_passes(nri_inversion *inv, const nri_tensor *answer, bool *ended)
+static nri_status
+feed(nri_inversion *inv, const nri_tensor *answer, bool *ended)
 {
     NRI_TRY(nri_load_answer(inv, output(inv, inv->j), answer));
     if (++inv->j < inv->sampler->evaluations) {
@@ -186,3 +179,5 @@ nri_feed_passes(nri_inversion *inv, const nri_tensor *answer, bool *ended)
     *ended = inv->step.asks == NRI_NOTHING;
     return *ended ? end_passes(inv) : NRI_OK;
 }
+
+const nri_phase nri_passes = {begin, feed, sample, true};

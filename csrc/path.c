@@ -19,6 +19,7 @@ their arc; the sum of lengths itself, which NAO minimises, is the same everywher
 
 Scalars in double; vectors through vec.h, on any device.
 */
+#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 
@@ -46,27 +47,13 @@ nri_path_norms(int64_t elements, double *low, double *high)
     return NRI_OK;
 }
 
-/* The norms of a slot; they have to be those of vectors that point somewhere. */
 static nri_status
-norms(nri_space *v, int x, double *out, int64_t *sample)
-{
-    NRI_TRY(nri_norms(v, x, out));
-    for (int64_t b = 0; b < v->batch; b++) {
-        if (!isfinite(out[b]) || out[b] == 0) {
-            *sample = b;
-            return NRI_NOT_FINITE;
-        }
-    }
-    return NRI_OK;
-}
-
-static nri_status
-check_norms(const nri_space *v, const nri_shell *shell, const double *norm, int64_t *sample)
+check_norms(const nri_space *v, const double *norm, double low, double high, nri_status wrong, int64_t *sample)
 {
     for (int64_t b = 0; b < v->batch; b++) {
-        if (!(norm[b] >= shell->inner && norm[b] <= shell->outer)) {
+        if (!(norm[b] >= low && norm[b] <= high)) {
             *sample = b;
-            return NRI_NO_NOISE;
+            return wrong;
         }
     }
     return NRI_OK;
@@ -76,17 +63,14 @@ check_norms(const nri_space *v, const nri_shell *shell, const double *norm, int6
 static nri_status
 angles(nri_space *v, const double *a, const double *b, double *coef, double *sum, double *theta)
 {
-    for (int64_t i = 0; i < v->batch; i++) {
-        coef[2 * i] = 1 / a[i];
-        coef[2 * i + 1] = 1 / b[i];
+    for (int sign = 1; sign >= -1; sign -= 2) {
+        for (int64_t i = 0; i < v->batch; i++) {
+            coef[2 * i] = 1 / a[i];
+            coef[2 * i + 1] = sign / b[i];
+        }
+        NRI_TRY(v->ops->combine(v, NRI_PATH_SPARE, (nri_rows){NRI_PATH_A, 2, 1}, coef, 2));
+        NRI_TRY(v->ops->dots(v, NRI_PATH_SPARE, (nri_rows){NRI_PATH_SPARE, 1, 1}, sign > 0 ? sum : theta));
     }
-    NRI_TRY(v->ops->combine(v, NRI_PATH_SPARE, (nri_rows){NRI_PATH_A, 2, 1}, coef));
-    NRI_TRY(v->ops->dots(v, NRI_PATH_SPARE, (nri_rows){NRI_PATH_SPARE, 1, 1}, sum));
-    for (int64_t i = 0; i < v->batch; i++) {
-        coef[2 * i + 1] *= -1;
-    }
-    NRI_TRY(v->ops->combine(v, NRI_PATH_SPARE, (nri_rows){NRI_PATH_A, 2, 1}, coef));
-    NRI_TRY(v->ops->dots(v, NRI_PATH_SPARE, (nri_rows){NRI_PATH_SPARE, 1, 1}, theta));
     for (int64_t i = 0; i < v->batch; i++) {
         theta[i] = 2 * atan2(sqrt(theta[i]), sqrt(sum[i]));
     }
@@ -102,7 +86,7 @@ find_direction(nri_space *v, const double *a, const double *b, const double *the
         coef[2 * i + 1] = 1 / b[i];
         known[i] = sin(theta[i]) > ROUNDING;
     }
-    NRI_TRY(v->ops->combine(v, NRI_PATH_SPARE, (nri_rows){NRI_PATH_A, 2, 1}, coef));
+    NRI_TRY(v->ops->combine(v, NRI_PATH_SPARE, (nri_rows){NRI_PATH_A, 2, 1}, coef, 2));
     NRI_TRY(v->ops->copy(v, NRI_PATH_DIRECTION, NRI_PATH_SPARE, known));
     for (int pass = 0; pass < 2; pass++) { /* the second time takes away what rounding has left */
         NRI_TRY(v->ops->dots(v, NRI_PATH_DIRECTION, (nri_rows){NRI_PATH_A, 1, 1}, dot));
@@ -110,16 +94,16 @@ find_direction(nri_space *v, const double *a, const double *b, const double *the
             coef[2 * i] = -dot[i] / (a[i] * a[i]);
             coef[2 * i + 1] = 1;
         }
-        NRI_TRY(v->ops->combine(v, NRI_PATH_DIRECTION, (nri_rows){NRI_PATH_A, 2, NRI_PATH_DIRECTION - NRI_PATH_A}, coef));
+        NRI_TRY(v->ops->combine(v, NRI_PATH_DIRECTION, (nri_rows){NRI_PATH_A, 2, NRI_PATH_DIRECTION - NRI_PATH_A}, coef, 2));
     }
     NRI_TRY(v->ops->dots(v, NRI_PATH_DIRECTION, (nri_rows){NRI_PATH_DIRECTION, 1, 1}, dot));
     for (int64_t i = 0; i < v->batch; i++) {
         coef[i] = dot[i] > 0 ? 1 / sqrt(dot[i]) : 0;
     }
-    return v->ops->combine(v, NRI_PATH_DIRECTION, (nri_rows){NRI_PATH_DIRECTION, 1, 1}, coef);
+    return v->ops->combine(v, NRI_PATH_DIRECTION, (nri_rows){NRI_PATH_DIRECTION, 1, 1}, coef, 1);
 }
 
-/* The weights of the point with norm r at the angle phi. */
+/* The weights of the point with norm r at the angle phi; the last is 0 so far. */
 static void
 weigh(double a, double b, double theta, double r, double phi, double *w)
 {
@@ -132,7 +116,6 @@ weigh(double a, double b, double theta, double r, double phi, double *w)
     double share = theta > 0 ? phi / theta : 0, whole = sin(theta);
     w[0] = r / a * (theta > 1e-8 ? sin(theta - phi) / whole : 1 - share);
     w[1] = r / b * (theta > 1e-8 ? sin(phi) / whole : share);
-    w[2] = 0;
 }
 
 static void
@@ -141,7 +124,6 @@ weigh_chord(nri_path method, double t, double *w)
     double length = method == NRI_LERP ? 1 : hypot(1 - t, t);
     w[0] = (1 - t) / length;
     w[1] = t / length;
-    w[2] = 0;
 }
 
 /* One way: its points' weights, [n] rows `stride` apart; its length. */
@@ -156,10 +138,10 @@ weigh_way(const nri_shell *shell, nri_path method, nri_spacing spacing, double a
     }
     for (int i = 0; i < n; i++) {
         double t = fractions[i], *w = weights + i * stride;
+        w[2] = 0;
         if (t <= 0 || t >= 1) { /* the ends themselves */
             w[0] = t <= 0;
             w[1] = t >= 1;
-            w[2] = 0;
         }
         else if (method == NRI_GEODESIC) {
             nri_geodesic_at(&path, spacing, t, &r, &phi);
@@ -181,15 +163,17 @@ typedef struct {
     bool *known;
 } ends;
 
-/* Norms, angle and direction of the ends A and B; with a shell they have to lie on it. */
+/* Norms, angle and direction of the ends A and B, which have to point somewhere; with a shell they have to lie on it. */
 static nri_status
 measure_ends(nri_space *v, const nri_shell *shell, const ends *e, int64_t *sample)
 {
-    NRI_TRY(norms(v, NRI_PATH_A, e->a, sample));
-    NRI_TRY(norms(v, NRI_PATH_B, e->b, sample));
+    NRI_TRY(nri_norms(v, NRI_PATH_A, e->a));
+    NRI_TRY(nri_norms(v, NRI_PATH_B, e->b));
+    NRI_TRY(check_norms(v, e->a, DBL_TRUE_MIN, DBL_MAX, NRI_NOT_FINITE, sample));
+    NRI_TRY(check_norms(v, e->b, DBL_TRUE_MIN, DBL_MAX, NRI_NOT_FINITE, sample));
     if (shell) {
-        NRI_TRY(check_norms(v, shell, e->a, sample));
-        NRI_TRY(check_norms(v, shell, e->b, sample));
+        NRI_TRY(check_norms(v, e->a, shell->inner, shell->outer, NRI_NO_NOISE, sample));
+        NRI_TRY(check_norms(v, e->b, shell->inner, shell->outer, NRI_NO_NOISE, sample));
     }
     NRI_TRY(angles(v, e->a, e->b, e->coef, e->dot, e->theta));
     return find_direction(v, e->a, e->b, e->theta, e->coef, e->dot, e->known);
@@ -224,9 +208,10 @@ nri_interpolate(nri_space *v, nri_path method, nri_spacing spacing, int n, const
 
 /* One sample's unit vectors u_k by their Gram matrix, and a direction sum_k v_k u_k. */
 typedef struct {
-    int count;                  /* K */
-    const double *gram, *share; /* [K][K], [K] */
-    double *v, *trial, *step;   /* [K] */
+    int count;                 /* K */
+    const double *share;       /* [K] */
+    double *gram, *norm, *row; /* [B][K][K] from the sample on, [B][K], [B][K] */
+    double *v, *trial, *step;  /* [K] */
 } directions;
 
 /* |sum_k x_k u_k| */
@@ -334,32 +319,27 @@ gram_matrix(nri_space *v, int K, double *gram, double *norm, double *row, int64_
     return NRI_OK;
 }
 
-typedef struct {
-    double *gram, *norm, *row, *v, *trial, *step; /* [B][K][K], [B][K], [B][K], [K] each */
-} centroid;
-
 nri_status
 nri_centroid(nri_space *v, int count, const double *shares, double *weights, int64_t *sample)
 {
     nri_shell shell;
     size_t B = (size_t)v->batch, K = (size_t)count;
-    centroid c;
+    directions d = {.count = count, .share = shares};
     *sample = -1;
     NRI_TRY(nri_shell_init(&shell, v->elements));
-    const nri_array arrays[] = {NRI_ARRAY(centroid, gram, B, K * K), NRI_ARRAY(centroid, norm, B, K),
-                                NRI_ARRAY(centroid, row, B, K),      NRI_ARRAY(centroid, v, K, 1),
-                                NRI_ARRAY(centroid, trial, K, 1),    NRI_ARRAY(centroid, step, K, 1)};
-    void *block = NRI_CARVE(&c, arrays);
+    const nri_array arrays[] = {NRI_ARRAY(directions, gram, B, K * K), NRI_ARRAY(directions, norm, B, K),
+                                NRI_ARRAY(directions, row, B, K),      NRI_ARRAY(directions, v, K, 1),
+                                NRI_ARRAY(directions, trial, K, 1),    NRI_ARRAY(directions, step, K, 1)};
+    void *block = NRI_CARVE(&d, arrays);
     if (!block) {
         return NRI_NO_MEMORY;
     }
-    nri_status status = gram_matrix(v, count, c.gram, c.norm, c.row, sample);
-    for (size_t b = 0; status == NRI_OK && b < B; b++) {
-        directions d = {count, c.gram + b * K * K, shares, c.v, c.trial, c.step};
+    nri_status status = gram_matrix(v, count, d.gram, d.norm, d.row, sample);
+    for (size_t b = 0; status == NRI_OK && b < B; b++, d.gram += K * K) {
         *sample = (int64_t)b;
         status = find_centroid(&d);
         for (size_t k = 0; k < K; k++) {
-            weights[b * K + k] = shell.star * d.v[k] / c.norm[b * K + k];
+            weights[b * K + k] = shell.star * d.v[k] / d.norm[b * K + k];
         }
     }
     free(block);

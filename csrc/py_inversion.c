@@ -73,8 +73,7 @@ check_sampler(PyObject *x, const char *name, PyObject *type)
     if (PyObject_TypeCheck(x, (PyTypeObject *)type)) {
         return 0;
     }
-    PyErr_Format(PyExc_ValueError, "%s must be a Sampler, got %R", name, (PyObject *)Py_TYPE(x));
-    return -1;
+    return refuse("%s must be a Sampler, got %R", name, (PyObject *)Py_TYPE(x));
 }
 
 /* The lists, read once, as tuples as long as the options want; None has no tensors.  Drop them also after a failure. */
@@ -96,33 +95,24 @@ read_lists(const Inversion *self, const given *g, PyObject **tuples)
             return -1;
         }
         if (PyTuple_Size(tuples[i]) != wanted[i].count) {
-            PyErr_Format(PyExc_ValueError, "%s must hold %lld tensors, %s, got %zd", list_names[i],
-                         (long long)wanted[i].count, wanted[i].what, PyTuple_Size(tuples[i]));
-            return -1;
+            return refuse("%s must hold %lld tensors, %s, got %zd", list_names[i], (long long)wanted[i].count,
+                          wanted[i].what, PyTuple_Size(tuples[i]));
         }
     }
     return 0;
-}
-
-/* Where tensor k of a list belongs. */
-static int
-list_slot(const Inversion *self, int list, int k)
-{
-    int each = list == CORRECT_NOISES ? self->options.correct_from->noises : 1;
-    return list == NOISES  ? nri_inversion_noise(self->core, k)
-           : list == DRAWS ? nri_inversion_draw(self->core, k)
-                           : nri_inversion_correct_noise(self->core, k / each, k % each);
 }
 
 static int
 load_all(Inversion *self, PyObject *guess, PyObject **tuples)
 {
     const pattern *p = &self->target;
-    int bad = load_slot(self->v, nri_inversion_target(self->core), p, p->like, "target")
-              || (guess != Py_None && load_slot(self->v, nri_inversion_guess(self->core), p, guess, "guess"));
+    nri_inputs to = nri_inversion_inputs(self->core);
+    const int first[LISTS] = {to.noises, to.draws, to.correct_noises};
+    int bad = exchange(self->v, to.target, p, p->like, "target", NRI_LOAD)
+              || (guess != Py_None && exchange(self->v, to.guess, p, guess, "guess", NRI_LOAD));
     for (int i = 0; !bad && i < LISTS; i++) {
         for (int k = 0; !bad && k < PyTuple_Size(tuples[i]); k++) {
-            bad = load_slot(self->v, list_slot(self, i, k), p, PyTuple_GetItem(tuples[i], k), list_names[i]);
+            bad = exchange(self->v, first[i] + k, p, PyTuple_GetItem(tuples[i], k), list_names[i], NRI_LOAD);
         }
     }
     return bad;
@@ -134,8 +124,7 @@ read_radius(PyObject *radius, int64_t batch)
 {
     PyArrayObject *a = (PyArrayObject *)PyArray_FROM_OTF(radius, NPY_DOUBLE, NPY_ARRAY_IN_ARRAY);
     if (a && (PyArray_NDIM(a) != 1 || PyArray_DIM(a, 0) != batch)) {
-        PyErr_Format(PyExc_ValueError, "radius must hold a norm of at least 0 for each of the %lld samples, got %R",
-                     (long long)batch, radius);
+        refuse("radius must hold a norm of at least 0 for each of the %lld samples, got %R", (long long)batch, radius);
         Py_CLEAR(a);
     }
     return a;
@@ -180,8 +169,7 @@ inversion_open(Inversion *self, const module_state *state, const given *g)
     status = nri_inversion_next(self->core, &request, &done);
     Py_END_ALLOW_THREADS
     if (status == NRI_NOT_FINITE) {
-        PyErr_SetString(PyExc_ValueError, "target must be finite, got NaN or infinity");
-        return -1;
+        return refuse("target must be finite, got NaN or infinity");
     }
     return check_status(status);
 }
@@ -196,7 +184,7 @@ inversion_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
         || (g.correct_from != Py_None && check_sampler(g.correct_from, "correct_from", state->type[SAMPLER]))) {
         return NULL;
     }
-    Inversion *self = (Inversion *)((allocfunc)PyType_GetSlot(type, Py_tp_alloc))(type, 0);
+    Inversion *self = (Inversion *)PyType_GenericAlloc(type, 0);
     if (!self) {
         return NULL;
     }
@@ -242,7 +230,7 @@ inversion_dealloc(PyObject *op)
     PyTypeObject *type = Py_TYPE(op);
     PyObject_GC_UnTrack(op);
     inversion_clear(op);
-    ((freefunc)PyType_GetSlot(type, Py_tp_free))(op);
+    PyObject_GC_Del(op);
     Py_DECREF(type);
 }
 
@@ -261,61 +249,40 @@ enter(Inversion *self)
     return 0;
 }
 
-/* A new tuple type instance that owns `items`; NULL if one of them is missing. */
+/* A slot as a tensor, in the target's dtype or in float32; None without a slot. */
 static PyObject *
-pack_fields(PyObject *type, int n, PyObject **items)
+tensor(const Inversion *self, int slot, bool float32)
 {
-    bool complete = true;
-    for (int i = 0; i < n; i++) {
-        complete &= items[i] != NULL;
-    }
-    PyObject *out = complete ? PyStructSequence_New((PyTypeObject *)type) : NULL;
-    for (int i = 0; i < n; i++) {
-        if (out) {
-            PyStructSequence_SetItem(out, i, items[i]);
-        }
-        else {
-            Py_XDECREF(items[i]);
-        }
-    }
-    return out;
+    return slot < 0 ? Py_NewRef(Py_None) : give(self->v, slot, &self->target, float32);
 }
 
-enum { REQUEST_FIELDS = 8, RESULT_FIELDS = 15 };
-
+/* Named tuples are made of one argument, a tuple; what is given by "N" is consumed, and NULL a failure. */
 static PyObject *
 pack_request(const Inversion *self, const nri_request *r, PyObject *type)
 {
-    int v = r->cotangent;
-    PyObject *fields[REQUEST_FIELDS] = {PyLong_FromLong(r->index),
-                                        PyFloat_FromDouble(r->timestep),
-                                        give(self->v, r->slot, &self->target, false),
-                                        PyFloat_FromDouble(r->scale),
-                                        PyBool_FromLong(r->wants_gradient),
-                                        v < 0 ? Py_NewRef(Py_None) : give(self->v, v, &self->target, false),
-                                        booleans((npy_intp)self->v->batch, r->active),
-                                        PyBool_FromLong(r->correcting)};
-    return pack_fields(type, REQUEST_FIELDS, fields);
+    npy_intp B = (npy_intp)self->v->batch;
+    return PyObject_CallFunction(type, "((idNdNNNN))", r->index, r->timestep, tensor(self, r->slot, false), r->scale,
+                                 PyBool_FromLong(r->wants_gradient), tensor(self, r->cotangent, false),
+                                 numbers(NPY_BOOL, 1, &B, r->active), PyBool_FromLong(r->correcting));
 }
 
 static PyObject *
-inversion_next(PyObject *op, PyObject *unused)
+inversion_next(PyObject *op, PyObject *Py_UNUSED(unused))
 {
     Inversion *self = (Inversion *)op;
     module_state *state = PyType_GetModuleState(Py_TYPE(op));
     nri_request request;
     nri_status status;
     bool done = false;
-    (void)unused;
     if (!state || enter(self)) {
         return NULL;
     }
     Py_BEGIN_ALLOW_THREADS
     status = nri_inversion_next(self->core, &request, &done);
     Py_END_ALLOW_THREADS
-    PyObject *out = status != NRI_OK ? raise_status(status)
-                    : done           ? Py_NewRef(Py_None)
-                                     : pack_request(self, &request, state->type[REQUEST]);
+    PyObject *out = check_status(status) ? NULL
+                    : done               ? Py_NewRef(Py_None)
+                                         : pack_request(self, &request, state->type[REQUEST]);
     self->busy = false;
     return out;
 }
@@ -335,7 +302,7 @@ inversion_feed(PyObject *op, PyObject *model_output)
         status = nri_inversion_feed(self->core, &in.t);
         Py_END_ALLOW_THREADS
     }
-    release(&in);
+    Py_XDECREF(in.owner);
     self->busy = false;
     if (status == NRI_BAD_ORDER) {
         PyErr_SetString(PyExc_RuntimeError, "feed needs a request: call next() first");
@@ -349,54 +316,44 @@ reason_list(const nri_result *r, int64_t batch)
 {
     PyObject *out = PyList_New((Py_ssize_t)batch);
     for (int64_t b = 0; out && b < batch; b++) {
-        PyObject *name = PyUnicode_FromString(nri_reason_name(r->reason[b]));
-        if (!name || PyList_SetItem(out, (Py_ssize_t)b, name)) {
-            Py_CLEAR(out);
-        }
+        set_item(&out, (Py_ssize_t)b, PyUnicode_FromString(nri_reason_name(r->reason[b])));
     }
     return out;
 }
 
-/* n slots as tensors, or None. */
+/* n slots as tensors in float32, or None. */
 static PyObject *
 tensors(const Inversion *self, bool kept, int first, int n)
 {
-    return kept ? give_list(self->v, first, n, &self->target) : Py_NewRef(Py_None);
+    PyObject *out = kept ? PyList_New(n) : Py_NewRef(Py_None);
+    for (int i = 0; kept && out && i < n; i++) {
+        set_item(&out, i, tensor(self, first + i, true));
+    }
+    return out;
 }
 
 static PyObject *
 pack_result(const Inversion *self, const nri_result *r, PyObject *type)
 {
     const nri_sampler *s = core_of(self->sampler);
+    bool absorbed = self->options.absorb && !self->options.correct_only;
     npy_intp B = (npy_intp)self->v->batch, logs[2] = {s->evaluations, B};
-    PyObject *fields[RESULT_FIELDS] = {
-        give(self->v, r->latents, &self->target, true),
-        doubles(2, logs, r->residual),
-        integers(2, logs, r->step_nfe),
-        integers(1, &B, r->nfe),
-        reason_list(r, self->v->batch),
-        doubles(1, &B, r->error),
-        PyLong_FromLong(r->evaluations),
-        tensors(self, r->trajectory >= 0, r->trajectory, s->evaluations + 1),
-        tensors(self, self->options.absorb && !self->options.correct_only, r->noises, s->noises),
-        integers(1, &B, r->restarts),
-        integers(1, &B, r->rejected),
-        integers(1, &B, r->failed),
-        r->corrected < 0 ? Py_NewRef(Py_None) : give(self->v, r->corrected, &self->target, true),
-        doubles(1, &B, r->moved),
-        booleans(B, r->held),
-    };
-    return pack_fields(type, RESULT_FIELDS, fields);
+    return PyObject_CallFunction(
+        type, "((NNNNNNiNNNNNNNN))", tensor(self, r->latents, true), numbers(NPY_DOUBLE, 2, logs, r->residual),
+        numbers(NPY_INT, 2, logs, r->step_nfe), numbers(NPY_INT, 1, &B, r->nfe), reason_list(r, self->v->batch),
+        numbers(NPY_DOUBLE, 1, &B, r->error), r->evaluations,
+        tensors(self, r->trajectory >= 0, r->trajectory, s->evaluations + 1), tensors(self, absorbed, r->noises, s->noises),
+        numbers(NPY_INT, 1, &B, r->restarts), numbers(NPY_INT, 1, &B, r->rejected), numbers(NPY_INT, 1, &B, r->failed),
+        tensor(self, r->corrected, true), numbers(NPY_DOUBLE, 1, &B, r->moved), numbers(NPY_BOOL, 1, &B, r->held));
 }
 
 static PyObject *
-inversion_result(PyObject *op, PyObject *unused)
+inversion_result(PyObject *op, PyObject *Py_UNUSED(unused))
 {
     Inversion *self = (Inversion *)op;
     module_state *state = PyType_GetModuleState(Py_TYPE(op));
     nri_result r;
     PyObject *out = NULL;
-    (void)unused;
     if (!state || enter(self)) {
         return NULL;
     }
@@ -411,10 +368,9 @@ inversion_result(PyObject *op, PyObject *unused)
 }
 
 static PyObject *
-inversion_max_evaluations(PyObject *op, void *unused)
+inversion_max_evaluations(PyObject *op, void *Py_UNUSED(unused))
 {
     Inversion *self = (Inversion *)op;
-    (void)unused;
     if (enter(self)) {
         return NULL;
     }
@@ -434,7 +390,7 @@ static PyMethodDef inversion_methods[] = {
 
 static PyGetSetDef inversion_getset[] = {
     {"max_evaluations", inversion_max_evaluations, NULL, "the largest number of requests there can be", NULL},
-    {NULL, NULL, NULL, NULL, NULL},
+    {.name = NULL},
 };
 
 static PyType_Slot inversion_slots[] = {
@@ -491,7 +447,7 @@ static PyStructSequence_Field request_fields[] = {
     {NULL, NULL},
 };
 PyStructSequence_Desc request_desc = {"nrinv.Request", "A network evaluation that an Inversion asks for.", request_fields,
-                                      REQUEST_FIELDS};
+                                      8};
 
 static PyStructSequence_Field result_fields[] = {
     {"latents", "[B, ...] float32: the noise z_T; with correct_only, the corrected target"},
@@ -511,4 +467,4 @@ static PyStructSequence_Field result_fields[] = {
     {"held", "[B] bool: the radius has held the last round of the correction back, or None"},
     {NULL, NULL},
 };
-PyStructSequence_Desc result_desc = {"nrinv.Result", "What an Inversion found.", result_fields, RESULT_FIELDS};
+PyStructSequence_Desc result_desc = {"nrinv.Result", "What an Inversion found.", result_fields, 15};

@@ -4,33 +4,27 @@
 #include <limits.h>
 #include <math.h>
 
-/* Say what is wrong with the sample of a tensor. */
-static void
-raise_path_status(nri_status status, const nri_space *v, int64_t sample, const char *name)
+/* 0, or -1 with what is wrong with the sample of a tensor. */
+static int
+check_path(nri_status status, const nri_space *v, int64_t sample, const char *name)
 {
     double low, high;
     if (status == NRI_NOT_FINITE) {
-        PyErr_Format(PyExc_ValueError, "%s: sample %lld must be finite and not zero", name, (long long)sample);
+        return refuse("%s: sample %lld must be finite and not zero", name, (long long)sample);
     }
-    else if (status == NRI_NO_NOISE && nri_path_norms(v->elements, &low, &high) == NRI_OK) {
-        PyObject *from = PyFloat_FromDouble(low), *to = PyFloat_FromDouble(high);
-        if (from && to) {
-            PyErr_Format(PyExc_ValueError, "%s: sample %lld must have a norm in %R..%R, as noise has, for a geodesic", name,
-                         (long long)sample, from, to);
+    if (status == NRI_NO_NOISE && nri_path_norms(v->elements, &low, &high) == NRI_OK) {
+        PyObject *range = Py_BuildValue("dd", low, high);
+        if (range) {
+            refuse("%s: sample %lld must have a norm in %R..%R, as noise has, for a geodesic", name, (long long)sample,
+                   PyTuple_GetItem(range, 0), PyTuple_GetItem(range, 1));
+            Py_DECREF(range);
         }
-        Py_XDECREF(from);
-        Py_XDECREF(to);
+        return -1;
     }
-    else if (status == NRI_BAD_ARGUMENT) {
-        PyErr_Format(PyExc_ValueError, "%s must have at least 4 elements a sample for a geodesic, got %lld", name,
-                     (long long)v->elements);
+    if (status == NRI_BAD_ARGUMENT) {
+        return refuse("%s must have at least 4 elements a sample for a geodesic, got %lld", name, (long long)v->elements);
     }
-    else if (status == NRI_NOT_UNIQUE) {
-        PyErr_Format(PyExc_ValueError, "%s: %s", name, nri_status_text(status));
-    }
-    else {
-        raise_status(status);
-    }
+    return status == NRI_NOT_UNIQUE ? refuse("%s: %s", name, nri_status_text(status)) : check_status(status);
 }
 
 /* The points, a list of n tensors like a. */
@@ -41,22 +35,12 @@ points(nri_space *v, const pattern *p, int n, const double *weights)
     for (int i = 0; out && i < n; i++) {
         nri_status status;
         Py_BEGIN_ALLOW_THREADS
-        status = v->ops->combine(v, NRI_PATH_POINT, (nri_rows){NRI_PATH_A, 3, 1}, weights + (int64_t)i * 3 * v->batch);
+        status = v->ops->combine(v, NRI_PATH_POINT, (nri_rows){NRI_PATH_A, 3, 1}, weights + (int64_t)i * 3 * v->batch, 3);
         Py_END_ALLOW_THREADS
-        PyObject *x = status == NRI_OK ? give(v, NRI_PATH_POINT, p, false) : raise_status(status);
-        if (!x || PyList_SetItem(out, i, x)) {
-            Py_CLEAR(out);
-        }
+        set_item(&out, i, check_status(status) ? NULL : give(v, NRI_PATH_POINT, p, false));
     }
     return out;
 }
-
-const char path_interpolate_doc[] = "interpolate(a, b, fractions, direction, *, method='geodesic', spacing='metric')\n--\n\n"
-                                    "Points between a and b [B, ...]: a list of tensors like a, one for each of the "
-                                    "fractions (0..1), and the length [B] of\n"
-                                    "each way in the metric -log f(|z|) |dz| if it is a geodesic, else NaN.  direction: a "
-                                    "tensor like a, the way round for\n"
-                                    "ends that are opposite.";
 
 /* The ways from a to b, once all is read. */
 static PyObject *
@@ -71,25 +55,16 @@ interpolate(nri_space *v, const pattern *p, nri_path method, nri_spacing spacing
         return PyErr_NoMemory();
     }
     double *length = weights + 3 * B * n;
-    PyObject *list = NULL, *lengths = NULL, *out = NULL;
     Py_BEGIN_ALLOW_THREADS
     status = nri_interpolate(v, method, spacing, n, PyArray_DATA(fractions), weights, length, &sample);
     Py_END_ALLOW_THREADS
-    if (status != NRI_OK) {
-        raise_path_status(status, v, sample, "a and b");
-    }
-    else {
-        list = points(v, p, n, weights);
-        lengths = list ? doubles(1, &B, length) : NULL;
-        out = lengths ? PyTuple_Pack(2, list, lengths) : NULL;
-    }
+    PyObject *list = check_path(status, v, sample, "a and b") ? NULL : points(v, p, n, weights);
+    PyObject *out = list ? Py_BuildValue("NN", list, numbers(NPY_DOUBLE, 1, &B, length)) : NULL;
     PyMem_Free(weights);
-    Py_XDECREF(list);
-    Py_XDECREF(lengths);
     return out;
 }
 
-PyObject *
+static PyObject *
 path_interpolate(PyObject *module, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"a", "b", "fractions", "direction", "method", "spacing", NULL};
@@ -108,11 +83,11 @@ path_interpolate(PyObject *module, PyObject *args, PyObject *kwargs)
         return NULL;
     }
     if (PyArray_NDIM(fractions) != 1 || PyArray_DIM(fractions, 0) < 1 || PyArray_DIM(fractions, 0) > INT_MAX) {
-        PyErr_SetString(PyExc_ValueError, "fractions must be a vector of at least one number");
+        refuse("fractions must be a vector of at least one number");
     }
     else if (!read_pattern(a, "a", "a", &p) && !create_space(PyModule_GetState(module), &p, NRI_PATH_SLOTS, &v)
-             && !load_slot(v, NRI_PATH_A, &p, a, "a") && !load_slot(v, NRI_PATH_B, &p, b, "b")
-             && !load_slot(v, NRI_PATH_DIRECTION, &p, direction, "direction")) {
+             && !exchange(v, NRI_PATH_A, &p, a, "a", NRI_LOAD) && !exchange(v, NRI_PATH_B, &p, b, "b", NRI_LOAD)
+             && !exchange(v, NRI_PATH_DIRECTION, &p, direction, "direction", NRI_LOAD)) {
         out = interpolate(v, &p, (nri_path)how, (nri_spacing)equal, fractions);
     }
     nri_space_destroy(v);
@@ -120,11 +95,6 @@ path_interpolate(PyObject *module, PyObject *args, PyObject *kwargs)
     Py_DECREF((PyObject *)fractions);
     return out;
 }
-
-const char path_centroid_doc[]
-    = "centroid(latents, shares)\n--\n\n"
-      "The centroid [B, ...] of K tensors [B, ...]: in their span, with the least sum of share times squared length of the\n"
-      "geodesic to each; shares [K], at least 0 and not all 0.";
 
 /* The centroid of the slots 0..K-1, once all is read; slot K is free. */
 static PyObject *
@@ -139,19 +109,14 @@ centroid(nri_space *v, const pattern *p, int K, const double *shares)
     Py_BEGIN_ALLOW_THREADS
     status = nri_centroid(v, K, shares, weights, &sample);
     if (status == NRI_OK) {
-        sample = -1;
-        status = v->ops->combine(v, K, (nri_rows){0, K, 1}, weights);
+        status = v->ops->combine(v, K, (nri_rows){0, K, 1}, weights, K);
     }
     Py_END_ALLOW_THREADS
     PyMem_Free(weights);
-    if (status != NRI_OK) {
-        raise_path_status(status, v, sample, "latents");
-        return NULL;
-    }
-    return give(v, K, p, false);
+    return check_path(status, v, sample, "latents") ? NULL : give(v, K, p, false);
 }
 
-PyObject *
+static PyObject *
 path_centroid(PyObject *module, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"latents", "shares", NULL};
@@ -166,13 +131,12 @@ path_centroid(PyObject *module, PyObject *args, PyObject *kwargs)
     Py_ssize_t K = latents ? PyTuple_Size(latents) : -1;
     int bad = !shares;
     if (!bad && (K < 1 || K > INT_MAX / 4 || PyArray_NDIM(shares) != 1 || PyArray_DIM(shares, 0) != K)) {
-        PyErr_Format(PyExc_ValueError, "shares must be a vector of %zd numbers, one for each of the latents", K);
-        bad = 1;
+        bad = refuse("shares must be a vector of %zd numbers, one for each of the latents", K);
     }
     bad = bad || read_pattern(PyTuple_GetItem(latents, 0), "the first", "latents", &p)
           || create_space(PyModule_GetState(module), &p, (int)K + 1, &v);
     for (Py_ssize_t k = 0; !bad && k < K; k++) {
-        bad = load_slot(v, (int)k, &p, PyTuple_GetItem(latents, k), "latents");
+        bad = exchange(v, (int)k, &p, PyTuple_GetItem(latents, k), "latents", NRI_LOAD);
     }
     if (!bad) {
         out = centroid(v, &p, (int)K, PyArray_DATA(shares));
@@ -183,3 +147,18 @@ path_centroid(PyObject *module, PyObject *args, PyObject *kwargs)
     Py_XDECREF((PyObject *)shares);
     return out;
 }
+
+PyMethodDef path_methods[] = {
+    {"interpolate", (PyCFunction)(void (*)(void))path_interpolate, METH_VARARGS | METH_KEYWORDS,
+     "interpolate(a, b, fractions, direction, *, method='geodesic', spacing='metric')\n--\n\n"
+     "Points between a and b [B, ...]: a list of tensors like a, one for each of the fractions (0..1), and the length [B] "
+     "of\n"
+     "each way in the metric -log f(|z|) |dz| if it is a geodesic, else NaN.  direction: a tensor like a, the way round "
+     "for\n"
+     "ends that are opposite."},
+    {"centroid", (PyCFunction)(void (*)(void))path_centroid, METH_VARARGS | METH_KEYWORDS,
+     "centroid(latents, shares)\n--\n\n"
+     "The centroid [B, ...] of K tensors [B, ...]: in their span, with the least sum of share times squared length of the\n"
+     "geodesic to each; shares [K], at least 0 and not all 0."},
+    {NULL, NULL, 0, NULL},
+};

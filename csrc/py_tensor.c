@@ -12,12 +12,6 @@ _Static_assert(sizeof(npy_intp) == sizeof(int64_t), "shapes are handed to the co
 
 /* ------------------------------------------------------------------------------------------------------------- intake */
 
-void
-release(intake *in)
-{
-    Py_CLEAR(in->owner);
-}
-
 static nri_dl_exchange *
 exchange_of(PyObject *x)
 {
@@ -37,20 +31,17 @@ exchange_of(PyObject *x)
     return api && api->view_py ? api : NULL;
 }
 
+/* An nri_dtype, or -1. */
 static int
-dtype_of_torch(const nri_dl_tensor *x, nri_dtype *out)
+dtype_of_torch(const nri_dl_tensor *x)
 {
-    static const struct {
-        int code, bits;
-        nri_dtype dtype;
-    } known[] = {{NRI_DL_FLOAT, 16, NRI_FLOAT16},
-                 {NRI_DL_BFLOAT, 16, NRI_BFLOAT16},
-                 {NRI_DL_FLOAT, 32, NRI_FLOAT32},
-                 {NRI_DL_FLOAT, 64, NRI_FLOAT64}};
-    for (size_t i = 0; x->lanes == 1 && i < sizeof(known) / sizeof(*known); i++) {
-        if (x->code == known[i].code && x->bits == known[i].bits) {
-            *out = known[i].dtype;
-            return 0;
+    static const uint8_t known[][2] = {[NRI_FLOAT16] = {NRI_DL_FLOAT, 16},
+                                       [NRI_BFLOAT16] = {NRI_DL_BFLOAT, 16},
+                                       [NRI_FLOAT32] = {NRI_DL_FLOAT, 32},
+                                       [NRI_FLOAT64] = {NRI_DL_FLOAT, 64}};
+    for (int i = 0; x->lanes == 1 && i < (int)(sizeof(known) / sizeof(*known)); i++) {
+        if (x->code == known[i][0] && x->bits == known[i][1]) {
+            return i;
         }
     }
     return -1;
@@ -75,8 +66,7 @@ take_torch(PyObject *x, const char *name, intake *in)
 {
     nri_dl_exchange *api = exchange_of(x);
     if (!api) {
-        PyErr_Format(PyExc_ValueError, "%s must be a torch tensor like the target, got %R", name, (PyObject *)Py_TYPE(x));
-        return -1;
+        return refuse("%s must be a torch tensor like the target, got %R", name, (PyObject *)Py_TYPE(x));
     }
     in->owner = without_lazy_sign(x);
     if (!in->owner) {
@@ -85,27 +75,25 @@ take_torch(PyObject *x, const char *name, intake *in)
     int64_t elements = 1;
     if (api->view_py(in->owner, &in->view)) {
         PyErr_Clear();
-        PyErr_Format(PyExc_ValueError, "%s must be a dense tensor on a CPU, CUDA or ROCm device, got %R", name, x);
-        return -1;
+        return refuse("%s must be a dense tensor on a CPU, CUDA or ROCm device, got %R", name, x);
     }
     for (int i = 0; i < in->view.ndim; i++) {
         elements *= in->view.shape[i];
     }
     if (!in->view.data && elements) {
-        PyErr_Format(PyExc_ValueError, "%s has no memory: fake and meta tensors cannot be inverted", name);
-        return -1;
+        return refuse("%s has no memory: fake and meta tensors cannot be inverted", name);
+    }
+    int dtype = dtype_of_torch(&in->view);
+    if (dtype < 0) {
+        return refuse("%s must be float16, bfloat16, float32 or float64", name);
     }
     in->t = (nri_tensor){(char *)in->view.data + in->view.byte_offset,
-                         NRI_FLOAT32,
+                         (nri_dtype)dtype,
                          in->view.device_type,
                          in->view.device_index,
                          in->view.ndim,
                          in->view.shape,
                          in->view.strides};
-    if (dtype_of_torch(&in->view, &in->t.dtype)) {
-        PyErr_Format(PyExc_ValueError, "%s must be float16, bfloat16, float32 or float64", name);
-        return -1;
-    }
     return 0;
 }
 
@@ -113,29 +101,20 @@ static int
 take_numpy(PyObject *x, const char *name, intake *in)
 {
     if (!PyArray_Check(x)) {
-        PyErr_Format(PyExc_ValueError, "%s must be a NumPy array or a torch tensor, got %R", name, (PyObject *)Py_TYPE(x));
-        return -1;
+        return refuse("%s must be a NumPy array or a torch tensor, got %R", name, (PyObject *)Py_TYPE(x));
     }
-    PyArrayObject *a;
     in->owner = PyArray_FROM_OF(x, NPY_ARRAY_CARRAY_RO | NPY_ARRAY_NOTSWAPPED);
     if (!in->owner) {
         return -1;
     }
-    a = (PyArrayObject *)in->owner;
-    in->t = (nri_tensor){PyArray_DATA(a), NRI_FLOAT32, NRI_DL_CPU, 0, PyArray_NDIM(a), (int64_t *)PyArray_DIMS(a), NULL};
-    switch (PyArray_TYPE(a)) {
-    case NPY_HALF:
-        in->t.dtype = NRI_FLOAT16;
-        return 0;
-    case NPY_FLOAT:
-        return 0;
-    case NPY_DOUBLE:
-        in->t.dtype = NRI_FLOAT64;
-        return 0;
-    default:
-        PyErr_Format(PyExc_ValueError, "%s must be float16, float32 or float64", name);
-        return -1;
+    PyArrayObject *a = (PyArrayObject *)in->owner;
+    int type = PyArray_TYPE(a);
+    if (type != NPY_HALF && type != NPY_FLOAT && type != NPY_DOUBLE) {
+        return refuse("%s must be float16, float32 or float64", name);
     }
+    nri_dtype dtype = type == NPY_HALF ? NRI_FLOAT16 : type == NPY_FLOAT ? NRI_FLOAT32 : NRI_FLOAT64;
+    in->t = (nri_tensor){PyArray_DATA(a), dtype, NRI_DL_CPU, 0, PyArray_NDIM(a), (int64_t *)PyArray_DIMS(a), NULL};
+    return 0;
 }
 
 static int
@@ -146,13 +125,11 @@ take(PyObject *x, bool torch, const char *name, intake *in)
         return -1;
     }
     if (in->t.ndim < 1 || in->t.ndim > MAX_DIMENSIONS) {
-        PyErr_Format(PyExc_ValueError, in->t.ndim ? "%s has too many dimensions" : "%s must have a batch dimension", name);
-        return -1;
+        return refuse(in->t.ndim ? "%s has too many dimensions" : "%s must have a batch dimension", name);
     }
     for (int i = 0; i < in->t.ndim; i++) {
         if (in->t.shape[i] < 1) {
-            PyErr_Format(PyExc_ValueError, "%s must not be empty", name);
-            return -1;
+            return refuse("%s must not be empty", name);
         }
     }
     return 0;
@@ -163,10 +140,7 @@ shape_tuple(int ndim, const int64_t *shape)
 {
     PyObject *out = PyTuple_New(ndim);
     for (int i = 0; out && i < ndim; i++) {
-        PyObject *n = PyLong_FromLongLong(shape[i]);
-        if (!n || PyTuple_SetItem(out, i, n)) {
-            Py_CLEAR(out);
-        }
+        set_item(&out, i, PyLong_FromLongLong(shape[i]));
     }
     return out;
 }
@@ -184,7 +158,7 @@ read_pattern(PyObject *like, const char *name, const char *argument, pattern *p)
         p->device_type = in.t.device_type;
         p->device_index = in.t.device_index;
     }
-    release(&in);
+    Py_XDECREF(in.owner);
     return bad;
 }
 
@@ -197,15 +171,14 @@ take_like(const pattern *p, PyObject *x, const char *name, intake *in)
     if (in->t.ndim != p->ndim || memcmp(in->t.shape, p->shape, sizeof(*p->shape) * (size_t)p->ndim)) {
         PyObject *got = shape_tuple(in->t.ndim, in->t.shape), *want = shape_tuple(p->ndim, p->shape);
         if (got && want) {
-            PyErr_Format(PyExc_ValueError, "%s must have %s's shape %R, got %R", name, p->name, want, got);
+            refuse("%s must have %s's shape %R, got %R", name, p->name, want, got);
         }
         Py_XDECREF(got);
         Py_XDECREF(want);
         return -1;
     }
     if (in->t.device_type != p->device_type || in->t.device_index != p->device_index) {
-        PyErr_Format(PyExc_ValueError, "%s must be on %s's device", name, p->name);
-        return -1;
+        return refuse("%s must be on %s's device", name, p->name);
     }
     return 0;
 }
@@ -216,55 +189,48 @@ create_space(const module_state *state, const pattern *p, int slots, nri_space *
     intake in = {.owner = NULL};
     nri_status status;
     if ((p->torch && state->load_torch()) || take_like(p, p->like, p->name, &in)) {
-        release(&in);
+        Py_XDECREF(in.owner);
         return -1;
     }
     Py_BEGIN_ALLOW_THREADS
     status = p->torch ? nri_space_create_aten(&in.t, slots, out) : nri_space_create_host(&in.t, slots, out);
     Py_END_ALLOW_THREADS
-    release(&in);
+    Py_XDECREF(in.owner);
     return check_status(status);
 }
 
 int
-load_slot(nri_space *v, int slot, const pattern *p, PyObject *x, const char *name)
+exchange(nri_space *v, int slot, const pattern *p, PyObject *x, const char *name, nri_direction direction)
 {
     intake in;
     nri_status status = NRI_OK;
     int bad = take_like(p, x, name, &in);
     if (!bad) {
         Py_BEGIN_ALLOW_THREADS
-        status = v->ops->load(v, slot, &in.t);
+        status = v->ops->exchange(v, slot, &in.t, direction);
         Py_END_ALLOW_THREADS
     }
-    release(&in);
+    Py_XDECREF(in.owner);
     return bad ? -1 : check_status(status);
 }
 
 /* -------------------------------------------------------------------------------------------------------------- outputs */
 
+/* Py_BuildValue consumes what it is given by "N", and fails if that is NULL. */
 static PyObject *
 empty_torch(PyObject *like, bool float32)
 {
-    PyObject *torch = PyImport_ImportModule("torch"), *make = NULL, *args = NULL, *kwargs = NULL, *format = NULL,
-             *out = NULL;
-    PyObject *dtype = NULL;
-    if (torch) {
-        make = PyObject_GetAttrString(torch, "empty_like");
-        format = PyObject_GetAttrString(torch, "contiguous_format");
-        dtype = PyObject_GetAttrString(float32 ? torch : like, float32 ? "float32" : "dtype");
-        args = PyTuple_Pack(1, like);
+    PyObject *torch = PyImport_ImportModule("torch");
+    if (!torch) {
+        return NULL;
     }
-    if (make && format && dtype && args) {
-        kwargs = Py_BuildValue("{sOsOsO}", "memory_format", format, "dtype", dtype, "requires_grad", Py_False);
-    }
-    if (kwargs) {
-        out = PyObject_Call(make, args, kwargs);
-    }
-    Py_XDECREF(torch);
+    PyObject *make = PyObject_GetAttrString(torch, "empty_like"), *args = PyTuple_Pack(1, like);
+    PyObject *kwargs = Py_BuildValue("{sNsNsO}", "memory_format", PyObject_GetAttrString(torch, "contiguous_format"),
+                                     "dtype", PyObject_GetAttrString(float32 ? torch : like, float32 ? "float32" : "dtype"),
+                                     "requires_grad", Py_False);
+    PyObject *out = make && args && kwargs ? PyObject_Call(make, args, kwargs) : NULL;
+    Py_DECREF(torch);
     Py_XDECREF(make);
-    Py_XDECREF(format);
-    Py_XDECREF(dtype);
     Py_XDECREF(args);
     Py_XDECREF(kwargs);
     return out;
@@ -279,64 +245,24 @@ empty_numpy(const pattern *p, bool float32)
 PyObject *
 give(nri_space *v, int slot, const pattern *p, bool float32)
 {
-    intake in;
-    nri_status status = NRI_OK;
     PyObject *out = p->torch ? empty_torch(p->like, float32) : empty_numpy(p, float32);
-    if (!out) {
-        return NULL;
-    }
-    int bad = take_like(p, out, "a resized target", &in); /* `like` may have been, by its owner */
-    if (!bad) {
-        Py_BEGIN_ALLOW_THREADS
-        status = v->ops->store(v, slot, &in.t);
-        Py_END_ALLOW_THREADS
-    }
-    release(&in);
-    if (bad || check_status(status)) {
+    /* `like` may have been resized, by its owner */
+    if (out && exchange(v, slot, p, out, "a resized target", NRI_STORE)) {
         Py_CLEAR(out);
     }
     return out;
 }
 
 PyObject *
-give_list(nri_space *v, int first, int n, const pattern *p)
+numbers(int type, int ndim, const npy_intp *shape, const void *x)
 {
-    PyObject *out = PyList_New(n);
-    for (int j = 0; out && j < n; j++) {
-        PyObject *x = give(v, first + j, p, true);
-        if (!x || PyList_SetItem(out, j, x)) {
-            Py_CLEAR(out);
-        }
+    if (!x) {
+        return Py_NewRef(Py_None);
     }
-    return out;
-}
-
-PyObject *
-doubles(int ndim, npy_intp *shape, const double *x)
-{
-    PyObject *out = x ? PyArray_SimpleNew(ndim, shape, NPY_DOUBLE) : Py_NewRef(Py_None);
-    if (out && x) {
-        memcpy(PyArray_DATA((PyArrayObject *)out), x, sizeof(*x) * (size_t)PyArray_SIZE((PyArrayObject *)out));
-    }
-    return out;
-}
-
-PyObject *
-integers(int ndim, npy_intp *shape, const int *x)
-{
-    PyObject *out = PyArray_SimpleNew(ndim, shape, NPY_INT64);
-    for (npy_intp i = 0; out && i < PyArray_SIZE((PyArrayObject *)out); i++) {
-        ((int64_t *)PyArray_DATA((PyArrayObject *)out))[i] = x[i];
-    }
-    return out;
-}
-
-PyObject *
-booleans(npy_intp n, const bool *x)
-{
-    PyObject *out = x ? PyArray_SimpleNew(1, &n, NPY_BOOL) : Py_NewRef(Py_None);
-    for (npy_intp i = 0; out && x && i < n; i++) {
-        ((npy_bool *)PyArray_DATA((PyArrayObject *)out))[i] = x[i];
+    PyObject *view = PyArray_SimpleNewFromData(ndim, shape, type, (void *)x), *out = NULL;
+    if (view) {
+        out = PyArray_FROM_OTF(view, type == NPY_INT ? NPY_INT64 : type, NPY_ARRAY_CARRAY | NPY_ARRAY_ENSURECOPY);
+        Py_DECREF(view);
     }
     return out;
 }

@@ -58,7 +58,8 @@ typedef struct {
 
 /* ------------------------------------------------------------------------------------------------------------ error.c */
 
-PyObject *raise_status(nri_status status);
+/* -1 with a ValueError; the format is PyErr_Format's. */
+int refuse(const char *format, ...);
 
 /* 0, or -1 with the exception of a failure; with the problem's text, if it has one. */
 int check_status(nri_status status);
@@ -67,38 +68,32 @@ int check_problem(nri_status status, const nri_problem *problem);
 /* The place of a name in a list that ends with NULL; -1 with an exception that lists them. */
 int read_name(const char *argument, const char *given, const char *const *names);
 
-/* The names as a tuple. */
-PyObject *name_tuple(const char *const *names);
+/* Give an item to a new list or tuple; an item that is NULL, with an exception, drops it. */
+void set_item(PyObject **sequence, Py_ssize_t i, PyObject *item);
 
 /* -------------------------------------------------------------------------------------------------------- py_tensor.c */
 
-/* Take a [B, ...] tensor that looks like the pattern; `release` it also after a failure. */
+/* Take a [B, ...] tensor that looks like the pattern; drop its owner also after a failure. */
 int take_like(const pattern *p, PyObject *x, const char *name, intake *in);
-void release(intake *in);
 
 /* Make a pattern, with a reference to `like`, and a space of slots like it. */
 int read_pattern(PyObject *like, const char *name, const char *argument, pattern *p);
 int create_space(const module_state *state, const pattern *p, int slots, nri_space **out);
 
-/* Load a tensor that looks like the pattern into a slot. */
-int load_slot(nri_space *v, int slot, const pattern *p, PyObject *x, const char *name);
+/* Load a tensor that looks like the pattern into a slot, or store a slot in it. */
+int exchange(nri_space *v, int slot, const pattern *p, PyObject *x, const char *name, nri_direction direction);
 
-/* A fresh tensor with the values of a slot, in the pattern's dtype or in float32; a list of n of them. */
+/* A fresh tensor with the values of a slot, in the pattern's dtype or in float32. */
 PyObject *give(nri_space *v, int slot, const pattern *p, bool float32);
-PyObject *give_list(nri_space *v, int first, int n, const pattern *p);
 
-/* Outputs; None where x is NULL. */
-PyObject *doubles(int ndim, npy_intp *shape, const double *x);
-PyObject *integers(int ndim, npy_intp *shape, const int *x);
-PyObject *booleans(npy_intp n, const bool *x);
+/* An array with a copy of x: NPY_DOUBLE, NPY_BOOL, or NPY_INT, which Python sees as int64; None where x is NULL. */
+PyObject *numbers(int type, int ndim, const npy_intp *shape, const void *x);
 
 /* --------------------------------------------------------------------------------------------------- types and functions */
 
 extern PyType_Spec sampler_spec, inversion_spec;
 extern PyStructSequence_Desc request_desc, result_desc;
 
-PyObject *path_interpolate(PyObject *module, PyObject *args, PyObject *kwargs);
-PyObject *path_centroid(PyObject *module, PyObject *args, PyObject *kwargs);
-extern const char path_interpolate_doc[], path_centroid_doc[];
+extern PyMethodDef path_methods[];
 
 #endif

@@ -8,7 +8,7 @@ States and outputs lie in rings as long as the sampler's memory, so that every s
 #include "run.h"
 
 nri_status
-nri_sum_used(nri_space *v, double *scratch, int dst, int first, int n, const double *coef, bool *used)
+nri_sum_used(nri_space *v, int dst, int first, int n, const double *coef, bool *used)
 {
     int skip = 0;
     while (skip < n && coef[skip] == 0) {
@@ -21,7 +21,7 @@ nri_sum_used(nri_space *v, double *scratch, int dst, int first, int n, const dou
     if (!*used) {
         return NRI_OK;
     }
-    return nri_combine_same(v, scratch, dst, (nri_rows){first + skip, n - skip, 1}, coef + skip);
+    return v->ops->combine(v, dst, (nri_rows){first + skip, n - skip, 1}, coef + skip, 0);
 }
 
 nri_status
@@ -31,14 +31,14 @@ nri_run_step(nri_run *run, int j, int dst)
     int E = s->evaluations, W = s->window;
     const double *row = s->steps + (size_t)j * (size_t)(2 * E + s->noises);
     bool noisy;
-    NRI_TRY(nri_sum_used(run->v, run->coef, run->states + 2 * W + 1, run->noises, s->noises, row + 2 * E, &noisy));
+    NRI_TRY(nri_sum_used(run->v, run->states + 2 * W + 1, run->noises, s->noises, row + 2 * E, &noisy));
     memset(run->coef, 0, sizeof(*run->coef) * (size_t)(2 * W + 2));
     for (int k = most(0, j - W + 1); k <= j; k++) {
         run->coef[k % (W + 1)] = row[k];
         run->coef[W + 1 + k % W] = row[E + k];
     }
     run->coef[2 * W + 1] = noisy;
-    return nri_combine_same(run->v, run->coef, dst, (nri_rows){run->states, 2 * W + 2, 1}, run->coef);
+    return run->v->ops->combine(run->v, dst, (nri_rows){run->states, 2 * W + 2, 1}, run->coef, 0);
 }
 
 nri_status

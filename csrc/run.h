@@ -11,7 +11,7 @@ typedef struct {
     const nri_sampler *sampler;
     nri_space *v;
     int states, noises; /* first slots */
-    double *coef;       /* [B][2 window + 2] scratch */
+    double *coef;       /* [2 window + 2] scratch */
 } nri_run;
 
 static inline int
@@ -52,7 +52,7 @@ nri_status nri_run_step(nri_run *run, int j, int dst);
 /* Overwrite the rings of the samples of `which` with slot src: what is not finite there would spread as 0 * NaN. */
 nri_status nri_run_clean(nri_run *run, int src, const bool *which);
 
-/* dst = sum_i coef[i] slot_{first + i} over n slots, if any coefficient is not 0; scratch [B][n] */
-nri_status nri_sum_used(nri_space *v, double *scratch, int dst, int first, int n, const double *coef, bool *used);
+/* dst = sum_i coef[i] slot_{first + i} over n slots, if any coefficient is not 0 */
+nri_status nri_sum_used(nri_space *v, int dst, int first, int n, const double *coef, bool *used);
 
 #endif

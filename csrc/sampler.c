@@ -49,6 +49,7 @@ check_step(const nri_sampler *s, int j)
     return NRI_OK;
 }
 
+/* The global form, and how far back the steps read. */
 static void
 fill_states(nri_sampler *s)
 {
@@ -63,6 +64,9 @@ fill_states(nri_sampler *s)
                 next[i] += row[k] * old[i];
             }
             next[1 + k] += row[E + k];
+            if ((row[k] != 0 || row[E + k] != 0) && j - k + 1 > s->window) {
+                s->window = j - k + 1;
+            }
         }
         for (int k = 0; k < K; k++) {
             next[1 + E + k] += row[2 * E + k];
@@ -110,21 +114,6 @@ fill_back(nri_sampler *s, int j)
     }
 }
 
-static int
-find_window(const nri_sampler *s)
-{
-    int E = s->evaluations, window = 1;
-    for (int j = 0; j < E; j++) {
-        const double *row = s->steps + (size_t)j * (size_t)(2 * E + s->noises);
-        for (int k = 0; k < j; k++) {
-            if ((row[k] != 0 || row[E + k] != 0) && j - k + 1 > window) {
-                window = j - k + 1;
-            }
-        }
-    }
-    return window;
-}
-
 static nri_status
 carve(nri_sampler *s, bool leveled)
 {
@@ -151,7 +140,6 @@ fill(nri_sampler *s, int *step)
         fill_back(s, j);
     }
     fill_states(s);
-    s->window = find_window(s);
     return NRI_OK;
 }
 
@@ -172,7 +160,7 @@ nri_sampler_create(int evaluations, int noises, const double *timesteps, const d
     if (!s) {
         return NRI_NO_MEMORY;
     }
-    *s = (nri_sampler){.evaluations = evaluations, .noises = noises, .first_order = true};
+    *s = (nri_sampler){.evaluations = evaluations, .noises = noises, .window = 1, .first_order = true};
     nri_status status = carve(s, levels);
     if (status == NRI_OK) {
         memcpy(s->timesteps, timesteps, sizeof(double) * E);

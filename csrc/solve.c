@@ -200,12 +200,12 @@ mix(nri_solve *s, int64_t b, int count)
     }
 }
 
-/* Copy src over dst where the sample's move is in the set. */
+/* Copy src over dst where that is the sample's move. */
 static nri_status
-copy_where(nri_solve *s, unsigned set, int dst, int src)
+copy_where(nri_solve *s, move what, int dst, int src)
 {
     for (int64_t b = 0; b < s->v->batch; b++) {
-        s->mark[b] = set >> s->moves[b] & 1u;
+        s->mark[b] = s->moves[b] == what;
     }
     return s->v->ops->copy(s->v, dst, src, s->mark);
 }
@@ -226,9 +226,7 @@ static nri_status
 restart(nri_solve *s)
 {
     int n = s->depth + 1, q = ring(s, s->k), f = s->slot.f + q, r = s->slot.r + q;
-    unsigned any = 0;
     for (int64_t b = 0; b < s->v->batch; b++) {
-        any |= 1u << s->moves[b];
         if (s->moves[b] == HALF || s->moves[b] == ORIGIN) {
             s->tally.restarts[b] += !s->finished[b];
             for (int i = 0; i < n; i++) {
@@ -237,27 +235,22 @@ restart(nri_solve *s)
         }
         if (s->moves[b] == KEEP && s->failed[b]) {
             s->moves[b] = ORIGIN; /* nothing of it is used, but the slots have to be finite */
-            any |= 1u << ORIGIN;
         }
     }
-    if (any & (1u << HALF | 1u << BEST)) {
-        for (int i = 0; i < n && i <= s->k; i++) {
-            NRI_TRY(save_best(s, i));
-        }
+    for (int i = 0; i < n && i <= s->k; i++) {
+        NRI_TRY(save_best(s, i));
     }
-    if (any & 1u << HALF) {
-        for (int64_t b = 0; b < s->v->batch; b++) {
-            s->dots[2 * b] = 1; /* f - r / 2 = z + r / 2: half a step; the second time a quarter, f - 3/4 r = z + r / 4 */
-            s->dots[2 * b + 1] = s->restarts[b] > 1 ? -0.75 : -0.5;
-        }
-        NRI_TRY(s->v->ops->combine(s->v, s->slot.spare, (nri_rows){s->slot.best_f, 2, 1}, s->dots));
-        NRI_TRY(copy_where(s, 1u << HALF, f, s->slot.spare));
-        NRI_TRY(copy_where(s, 1u << HALF, r, s->slot.best_r));
+    for (int64_t b = 0; b < s->v->batch; b++) {
+        s->dots[2 * b] = 1; /* f - r / 2 = z + r / 2: half a step; the second time a quarter, f - 3/4 r = z + r / 4 */
+        s->dots[2 * b + 1] = s->restarts[b] > 1 ? -0.75 : -0.5;
     }
-    NRI_TRY(copy_where(s, 1u << BEST, f, s->slot.best_f));
-    NRI_TRY(copy_where(s, 1u << BEST, r, s->slot.best_r));
-    NRI_TRY(copy_where(s, 1u << ORIGIN, f, s->slot.origin));
-    return copy_where(s, 1u << ORIGIN, r, s->slot.origin);
+    NRI_TRY(s->v->ops->combine(s->v, s->slot.spare, (nri_rows){s->slot.best_f, 2, 1}, s->dots, 2));
+    NRI_TRY(copy_where(s, HALF, f, s->slot.spare));
+    NRI_TRY(copy_where(s, HALF, r, s->slot.best_r));
+    NRI_TRY(copy_where(s, BEST, f, s->slot.best_f));
+    NRI_TRY(copy_where(s, BEST, r, s->slot.best_r));
+    NRI_TRY(copy_where(s, ORIGIN, f, s->slot.origin));
+    return copy_where(s, ORIGIN, r, s->slot.origin);
 }
 
 /* One iteration: the next iterate of every sample to slot z. */
@@ -281,7 +274,7 @@ advance(nri_solve *s, int z)
     if (rare) {
         NRI_TRY(restart(s));
     }
-    NRI_TRY(s->v->ops->combine(s->v, z, (nri_rows){s->slot.f, count, 1}, s->coef));
+    NRI_TRY(s->v->ops->combine(s->v, z, (nri_rows){s->slot.f, count, 1}, s->coef, count));
     if (s->k + 1 >= n) {
         NRI_TRY(save_best(s, ring(s, s->k + 1)));
     }

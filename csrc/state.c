@@ -6,18 +6,18 @@
 nri_status
 nri_combine_all(nri_inversion *inv, int dst, nri_rows rows, const double *coef)
 {
-    return nri_combine_same(inv->v, inv->coef, dst, rows, coef);
+    return inv->v->ops->combine(inv->v, dst, rows, coef, 0);
 }
 
 /* The rows of resting samples may hold anything, and 0 * NaN would spread it. */
 nri_status
 nri_load_answer(nri_inversion *inv, int dst, const nri_tensor *answer)
 {
-    NRI_TRY(inv->v->ops->load(inv->v, dst, answer));
+    NRI_TRY(inv->v->ops->exchange(inv->v, dst, answer, NRI_LOAD));
     for (int64_t b = 0; b < inv->v->batch; b++) {
-        inv->nfe[b] += inv->active[b];
+        inv->result.nfe[b] += inv->active[b];
     }
-    inv->evaluations++;
+    inv->result.evaluations++;
     return inv->v->ops->copy(inv->v, dst, Z0, inv->resting);
 }
 
@@ -25,8 +25,8 @@ nri_status
 nri_keep_best(nri_inversion *inv, const bool *which)
 {
     NRI_TRY(inv->v->ops->copy(inv->v, BEST, STATE, which));
-    for (int j = 0; inv->best_trajectory >= 0 && j <= inv->sampler->evaluations; j++) {
-        NRI_TRY(inv->v->ops->copy(inv->v, inv->best_trajectory + j, inv->trajectory + j, which));
+    for (int j = 0; inv->result.trajectory != inv->trajectory && j <= inv->sampler->evaluations; j++) {
+        NRI_TRY(inv->v->ops->copy(inv->v, inv->result.trajectory + j, inv->trajectory + j, which));
     }
     return NRI_OK;
 }
@@ -58,41 +58,29 @@ nri_begin_equation(nri_inversion *inv)
     return NRI_OK;
 }
 
-/* The worse of two ends of a sample. */
-static nri_reason
-worse(nri_reason a, nri_reason b)
-{
-    return a > b ? a : b;
-}
-
 static void
 log_step(nri_inversion *inv, int64_t b)
 {
     const nri_solve *s = &inv->step;
     int64_t at = inv->j * inv->v->batch + b;
-    inv->residual[at] = s->scale[b] > 0 ? s->residual[b] / s->scale[b] : s->residual[b];
-    inv->step_nfe[at] = s->nfe[b];
-    inv->reason[b] = worse(inv->j == inv->sampler->evaluations - 1 ? NRI_RUNNING : inv->reason[b], s->reason[b]);
+    inv->result.residual[at] = s->scale[b] > 0 ? s->residual[b] / s->scale[b] : s->residual[b];
+    inv->result.step_nfe[at] = s->nfe[b];
+    nri_reason before = inv->j == inv->sampler->evaluations - 1 ? NRI_RUNNING : inv->result.reason[b];
+    inv->result.reason[b] = before > s->reason[b] ? before : s->reason[b]; /* the worse of the two */
 }
 
 nri_status
-nri_settle(nri_inversion *inv)
+nri_settle(nri_inversion *inv, bool *ended)
 {
     for (int64_t b = 0; b < inv->v->batch; b++) {
         if (inv->step.finished[b]) {
             log_step(inv, b);
         }
+        inv->idle[b] |= inv->step.reason[b] == NRI_NON_FINITE;
     }
     /* what the equation needs of s_{j+1} and m_{j+1} is in C: their slots may be reused */
     NRI_TRY(inv->v->ops->copy(inv->v, STATE, Z, inv->step.finished));
-    return inv->v->ops->copy(inv->v, M_PREV, M, inv->step.finished);
-}
-
-nri_status
-nri_end_step(nri_inversion *inv)
-{
-    for (int64_t b = 0; b < inv->v->batch; b++) {
-        inv->idle[b] |= inv->step.reason[b] == NRI_NON_FINITE;
-    }
-    return nri_keep_state(inv, inv->j, STATE);
+    NRI_TRY(inv->v->ops->copy(inv->v, M_PREV, M, inv->step.finished));
+    *ended = !nri_solve_running(&inv->step);
+    return *ended ? nri_keep_state(inv, inv->j, STATE) : NRI_OK;
 }

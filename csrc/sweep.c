@@ -49,8 +49,8 @@ describe(nri_inversion *inv, double A)
 }
 
 /* Lay out the equation of step j: C, beta and the first guess Z. */
-nri_status
-nri_begin_sweep(nri_inversion *inv)
+static nri_status
+begin(nri_inversion *inv)
 {
     const nri_sampler *s = inv->sampler;
     const double *row = back_row(s, inv->j), A = row[0];
@@ -63,7 +63,7 @@ nri_begin_sweep(nri_inversion *inv)
         h -= row[1 + k] * rho * (j - k);
     }
     inv->beta = -b / A;
-    NRI_TRY(nri_sum_used(inv->v, inv->coef, NOISE, inv->forward.noises, s->noises, row + 1 + s->evaluations, &noisy));
+    NRI_TRY(nri_sum_used(inv->v, NOISE, inv->forward.noises, s->noises, row + 1 + s->evaluations, &noisy));
     double coef[3] = {1 / A, -h / A, noisy ? -1 / A : 0};
     NRI_TRY(nri_combine_all(inv, C, (nri_rows){STATE, 3, 1}, coef));
     NRI_TRY(guess_state(inv, coef));
@@ -97,8 +97,8 @@ mix_output(nri_inversion *inv)
     return nri_combine_all(inv, M, (nri_rows){C, 2, Z - C}, (double[]){-1 / inv->beta, 1 / inv->beta});
 }
 
-nri_status
-nri_feed_sweep(nri_inversion *inv, const nri_tensor *answer, bool *ended)
+static nri_status
+feed(nri_inversion *inv, const nri_tensor *answer, bool *ended)
 {
     nri_solve *s = &inv->step;
     bool value = s->asks == NRI_VALUE;
@@ -111,7 +111,7 @@ nri_feed_sweep(nri_inversion *inv, const nri_tensor *answer, bool *ended)
         NRI_TRY(inv->v->ops->copy(inv->v, M, M_PREV, s->failed));
     }
     NRI_TRY(mix_output(inv));
-    NRI_TRY(nri_settle(inv));
-    *ended = s->asks == NRI_NOTHING;
-    return *ended ? nri_end_step(inv) : NRI_OK;
+    return nri_settle(inv, ended);
 }
+
+const nri_phase nri_sweep = {begin, feed, NULL, true};

@@ -3,7 +3,6 @@
 
 #include <math.h>
 #include <stdio.h>
-#include <string.h>
 
 static _Thread_local char error[400];
 
@@ -54,15 +53,6 @@ nri_space_destroy(nri_space *v)
     if (v) {
         v->ops->destroy(v);
     }
-}
-
-nri_status
-nri_combine_same(nri_space *v, double *scratch, int dst, nri_rows rows, const double *coef)
-{
-    for (int64_t b = 0; b < v->batch; b++) {
-        memmove(scratch + b * rows.count, coef, sizeof(*coef) * (size_t)rows.count);
-    }
-    return v->ops->combine(v, dst, rows, scratch);
 }
 
 nri_status

@@ -1,7 +1,7 @@
 /*
 Vectors, as the solvers see them: a space holds S slots of B samples with D float32 elements each, and a slot is an index.
 
-Seven operations carry everything.  vec_host.c does them in plain loops, vec_aten.c through libtorch on any of its devices,
+Six operations carry everything.  vec_host.c does them in plain loops, vec_aten.c through libtorch on any of its devices,
 vec_stack.c on several slots of another space at once.
 Every slot is finite at all times.  Slots start as zeros, and code that detects a non-finite slot must overwrite it: a
 coefficient of 0 must drop a row, and 0 * NaN would not.
@@ -24,11 +24,8 @@ coefficient of 0 must drop a row, and 0 * NaN would not.
     X(NO_NOISE, "the norm of a vector is too far from that of Gaussian noise") \
     X(NOT_UNIQUE, "the vectors cancel each other, so that no centroid is the nearest")
 
-typedef enum {
-#define NRI_STATUS(id, text) NRI_##id,
-    NRI_STATUS_LIST(NRI_STATUS)
-#undef NRI_STATUS
-} nri_status;
+#define NRI_ID(id, ...) NRI_##id,
+typedef enum { NRI_STATUS_LIST(NRI_ID) } nri_status;
 
 const char *nri_status_text(nri_status status);
 
@@ -52,6 +49,8 @@ typedef struct {
     const int64_t *shape, *strides; /* strides in elements */
 } nri_tensor;
 
+typedef enum { NRI_LOAD, NRI_STORE } nri_direction;
+
 /* The slots first, first + step, ... */
 typedef struct {
     int first, count, step;
@@ -61,17 +60,16 @@ typedef struct nri_space nri_space;
 
 typedef struct {
     void (*destroy)(nri_space *v);
-    /* dst[b] = sum_i coef[b * count + i] * rows_i[b]; dst may be one of the rows */
-    nri_status (*combine)(nri_space *v, int dst, nri_rows rows, const double *coef);
+    /* dst[b] = sum_i coef[b * pitch + i] * rows_i[b], pitch 0: all samples alike; dst may be one of the rows */
+    nri_status (*combine)(nri_space *v, int dst, nri_rows rows, const double *coef, int pitch);
     /* out[b * count + i] = <x[b], rows_i[b]> */
     nri_status (*dots)(nri_space *v, int x, nri_rows rows, double *out);
     /* dst = sign(src) / max(|src|, floor), element by element; sign(src) alone if floor is 0.  NaN gives 0 or NaN. */
     nri_status (*sign)(nri_space *v, int dst, int src, double floor);
     /* dst[b] = src[b] where which[b], everywhere if which is NULL; free where nothing is marked */
     nri_status (*copy)(nri_space *v, int dst, int src, const bool *which);
-    /* NRI_BAD_ARGUMENT: the tensor has another B or D than the space */
-    nri_status (*load)(nri_space *v, int dst, const nri_tensor *src);
-    nri_status (*store)(nri_space *v, int src, const nri_tensor *dst);
+    /* copy a tensor to a slot, or the slot to the tensor; NRI_BAD_ARGUMENT: it has another B or D than the space */
+    nri_status (*exchange)(nri_space *v, int slot, const nri_tensor *t, nri_direction direction);
 } nri_vec_ops;
 
 struct nri_space {
@@ -96,9 +94,6 @@ void nri_space_destroy(nri_space *v);
 /* Slot i is the slots first + i * blocks .. of `inner`, which is borrowed; weights [blocks] are those of inner products. */
 nri_status nri_space_create_stack(nri_space *inner, int first, int blocks, int slots, const double *weights,
                                   nri_space **out);
-
-/* dst = sum_i coef[i] rows_i, the same coefficients for every sample; scratch [B][count], which `coef` may be part of */
-nri_status nri_combine_same(nri_space *v, double *scratch, int dst, nri_rows rows, const double *coef);
 
 /* out[b] = |x[b]| */
 nri_status nri_norms(nri_space *v, int x, double *out);

@@ -39,11 +39,10 @@ static bool loaded;
 typedef struct {
     nri_space base;
     AtenTensorHandle arena;   /* [B, slots, D] */
-    AtenTensorHandle scratch; /* [B, scratch_rows, D] */
-    AtenTensorHandle small;   /* [B * small_rows] on the device */
-    AtenTensorHandle staging; /* the same on the host, on `host` */
-    float *host;
-    int scratch_rows, small_rows;
+    AtenTensorHandle scratch; /* [B, rows, D] */
+    AtenTensorHandle small;   /* [B, rows] on the device */
+    float *host;              /* [B, rows] */
+    int rows;                 /* the most rows of an operation so far */
     int32_t device, device_index;
 } space;
 
@@ -231,11 +230,21 @@ view_scratch(const space *s, int rows)
                 : view(s->scratch, 2, (int64_t[]){B, D}, (int64_t[]){D, 1}, 0);
 }
 
-/* `small` or `staging` as [B, rows] or [B, rows, 1] */
+/* `small` as [B, rows] or [B, rows, 1] */
 static AtenTensorHandle
-view_small(const space *s, AtenTensorHandle small, int rows, int ndim)
+view_small(const space *s, int rows, int ndim)
 {
-    return view(small, ndim, (int64_t[]){s->base.batch, rows, 1}, (int64_t[]){rows, 1, 1}, 0);
+    return view(s->small, ndim, (int64_t[]){s->base.batch, rows, 1}, (int64_t[]){rows, 1, 1}, 0);
+}
+
+static AtenTensorHandle
+view_memory(const nri_tensor *t, int32_t dtype, int32_t device)
+{
+    AtenTensorHandle out = NULL;
+    int32_t index = t->device_index;
+    return aten.aoti_torch_create_tensor_from_blob(t->data, t->ndim, t->shape, t->strides, 0, dtype, device, index, &out)
+               ? NULL
+               : out;
 }
 
 static nri_status
@@ -246,39 +255,33 @@ empty(const space *s, int64_t n, AtenTensorHandle *out)
     return NRI_OK;
 }
 
+static void
+drop_scratch(space *s)
+{
+    drop(s->scratch);
+    drop(s->small);
+    free(s->host);
+    s->scratch = s->small = NULL;
+    s->host = NULL;
+    s->rows = 0;
+}
+
 /* Room for operations on `rows` rows. */
 static nri_status
 reserve(space *s, int rows)
 {
-    int64_t B = s->base.batch, n = B * rows, stride = 1;
-    if (rows > s->small_rows) {
-        AtenTensorHandle small = NULL, staging = NULL;
-        float *host = malloc(sizeof(*host) * (size_t)n);
-        if (!host) {
-            return NRI_NO_MEMORY;
-        }
-        if (empty(s, n, &small) != NRI_OK
-            || aten.aoti_torch_create_tensor_from_blob(host, 1, &n, &stride, 0, aten.aoti_torch_dtype_float32(),
-                                                       aten.aoti_torch_device_type_cpu(), 0, &staging)) {
-            drop(small);
-            free(host);
-            return failed();
-        }
-        drop(s->small);
-        drop(s->staging);
-        free(s->host);
-        s->small = small;
-        s->staging = staging;
-        s->host = host;
-        s->small_rows = rows;
+    int64_t n = s->base.batch * rows;
+    if (rows <= s->rows) {
+        return NRI_OK;
     }
-    if (rows > s->scratch_rows) {
-        drop(s->scratch);
-        s->scratch = NULL;
-        s->scratch_rows = 0;
-        NRI_TRY(empty(s, n * s->base.elements, &s->scratch));
-        s->scratch_rows = rows;
+    drop_scratch(s);
+    s->host = malloc(sizeof(*s->host) * (size_t)n);
+    if (!s->host) {
+        return NRI_NO_MEMORY;
     }
+    NRI_TRY(empty(s, n, &s->small));
+    NRI_TRY(empty(s, n * s->base.elements, &s->scratch));
+    s->rows = rows;
     return NRI_OK;
 }
 
@@ -286,22 +289,24 @@ reserve(space *s, int rows)
 static nri_status
 transfer(space *s, int count, bool to_host)
 {
-    AtenTensorHandle device = view_small(s, s->small, count, 2), host = view_small(s, s->staging, count, 2);
+    nri_tensor t = {
+        .data = s->host, .ndim = 2, .shape = (int64_t[]){s->base.batch, count}, .strides = (int64_t[]){count, 1}};
+    AtenTensorHandle device = view_small(s, count, 2);
+    AtenTensorHandle host = view_memory(&t, aten.aoti_torch_dtype_float32(), aten.aoti_torch_device_type_cpu());
     return copy(to_host ? (AtenTensorHandle[]){host, device} : (AtenTensorHandle[]){device, host});
 }
 
 static nri_status
-combine_aten(nri_space *v, int dst, nri_rows rows, const double *coef)
+combine_aten(nri_space *v, int dst, nri_rows rows, const double *coef, int pitch)
 {
     space *s = (space *)v;
     int n = rows.count;
     NRI_TRY(reserve(s, n));
     for (int64_t i = 0; i < v->batch * n; i++) {
-        s->host[i] = (float)coef[i];
+        s->host[i] = (float)coef[i / n * pitch + i % n];
     }
     NRI_TRY(transfer(s, n, false));
-    NRI_TRY(elementwise("aten::mul", 3,
-                        (AtenTensorHandle[]){view_rows(s, rows), view_small(s, s->small, n, 3), view_scratch(s, n)}));
+    NRI_TRY(elementwise("aten::mul", 3, (AtenTensorHandle[]){view_rows(s, rows), view_small(s, n, 3), view_scratch(s, n)}));
     return sum(1, (AtenTensorHandle[]){view_scratch(s, n), view_slot(s, dst)});
 }
 
@@ -310,11 +315,10 @@ dots_aten(nri_space *v, int x, nri_rows rows, double *out)
 {
     space *s = (space *)v;
     int n = rows.count;
-    AtenTensorHandle one;
     NRI_TRY(reserve(s, n));
-    one = view_rows(s, (nri_rows){x, 1, 1});
-    NRI_TRY(elementwise("aten::mul", 3, (AtenTensorHandle[]){view_rows(s, rows), one, view_scratch(s, n)}));
-    NRI_TRY(sum(2, (AtenTensorHandle[]){view_scratch(s, n), view_small(s, s->small, n, 2)}));
+    NRI_TRY(elementwise("aten::mul", 3,
+                        (AtenTensorHandle[]){view_rows(s, rows), view_rows(s, (nri_rows){x, 1, 1}), view_scratch(s, n)}));
+    NRI_TRY(sum(2, (AtenTensorHandle[]){view_scratch(s, n), view_small(s, n, 2)}));
     NRI_TRY(transfer(s, n, true));
     for (int64_t i = 0; i < v->batch * n; i++) {
         out[i] = (double)s->host[i];
@@ -334,7 +338,7 @@ sign_aten(nri_space *v, int dst, int src, double floor)
         NRI_TRY(transfer(s, 1, false));
         NRI_TRY(elementwise("aten::abs", 2, (AtenTensorHandle[]){view_slot(s, src), view_scratch(s, 0)}));
         NRI_TRY(elementwise("aten::maximum", 3,
-                            (AtenTensorHandle[]){view_scratch(s, 0), view_small(s, s->small, 1, 2), view_scratch(s, 0)}));
+                            (AtenTensorHandle[]){view_scratch(s, 0), view_small(s, 1, 2), view_scratch(s, 0)}));
     }
     NRI_TRY(elementwise("aten::sign", 2, (AtenTensorHandle[]){view_slot(s, src), view_slot(s, dst)}));
     if (floor > 0) {
@@ -361,17 +365,11 @@ copy_aten(nri_space *v, int dst, int src, const bool *which)
 static int32_t
 dtype_of(nri_dtype dtype)
 {
-    switch (dtype) {
-    case NRI_FLOAT16:
-        return aten.aoti_torch_dtype_float16();
-    case NRI_BFLOAT16:
-        return aten.aoti_torch_dtype_bfloat16();
-    case NRI_FLOAT32:
-        return aten.aoti_torch_dtype_float32();
-    case NRI_FLOAT64:
-        return aten.aoti_torch_dtype_float64();
-    }
-    return -1;
+    int32_t (*const known[])(void) = {[NRI_FLOAT16] = aten.aoti_torch_dtype_float16,
+                                      [NRI_BFLOAT16] = aten.aoti_torch_dtype_bfloat16,
+                                      [NRI_FLOAT32] = aten.aoti_torch_dtype_float32,
+                                      [NRI_FLOAT64] = aten.aoti_torch_dtype_float64};
+    return known[dtype]();
 }
 
 /* torch calls a ROCm device "cuda". */
@@ -394,36 +392,22 @@ device_of(int32_t dlpack)
 
 /* Copy between a slot, seen with the shape of the tensor, and the caller's memory; converts the dtype. */
 static nri_status
-exchange(space *s, int slot, const nri_tensor *t, bool load)
+exchange_aten(nri_space *v, int slot, const nri_tensor *t, nri_direction direction)
 {
+    const space *s = (const space *)v;
     int64_t strides[64], pitch = 1;
     int32_t device = device_of(t->device_type);
-    if (t->ndim > 64 || device != s->device || !nri_space_fits(&s->base, t)) {
+    if (t->ndim > 64 || device != s->device || !nri_space_fits(v, t)) {
         return NRI_BAD_ARGUMENT;
     }
     for (int i = t->ndim - 1; i > 0; i--) {
         strides[i] = pitch;
         pitch *= t->shape[i];
     }
-    strides[0] = s->base.slots * s->base.elements;
-    AtenTensorHandle ours = view(s->arena, t->ndim, t->shape, strides, slot * s->base.elements), theirs = NULL;
-    if (aten.aoti_torch_create_tensor_from_blob(t->data, t->ndim, t->shape, t->strides, 0, dtype_of(t->dtype), device,
-                                                t->device_index, &theirs)) {
-        theirs = NULL;
-    }
-    return copy(load ? (AtenTensorHandle[]){ours, theirs} : (AtenTensorHandle[]){theirs, ours});
-}
-
-static nri_status
-load_aten(nri_space *v, int dst, const nri_tensor *src)
-{
-    return exchange((space *)v, dst, src, true);
-}
-
-static nri_status
-store_aten(nri_space *v, int src, const nri_tensor *dst)
-{
-    return exchange((space *)v, src, dst, false);
+    strides[0] = v->slots * v->elements;
+    AtenTensorHandle ours = view(s->arena, t->ndim, t->shape, strides, slot * v->elements);
+    AtenTensorHandle theirs = view_memory(t, dtype_of(t->dtype), device);
+    return copy(direction == NRI_LOAD ? (AtenTensorHandle[]){ours, theirs} : (AtenTensorHandle[]){theirs, ours});
 }
 
 static void
@@ -431,14 +415,11 @@ destroy_aten(nri_space *v)
 {
     space *s = (space *)v;
     drop(s->arena);
-    drop(s->scratch);
-    drop(s->small);
-    drop(s->staging);
-    free(s->host);
+    drop_scratch(s);
     free(s);
 }
 
-static const nri_vec_ops aten_ops = {destroy_aten, combine_aten, dots_aten, sign_aten, copy_aten, load_aten, store_aten};
+static const nri_vec_ops aten_ops = {destroy_aten, combine_aten, dots_aten, sign_aten, copy_aten, exchange_aten};
 
 nri_status
 nri_space_create_aten(const nri_tensor *like, int slots, nri_space **out)

@@ -108,7 +108,7 @@ dot_block(int64_t n, const float *restrict x, const float *restrict y)
 
 /* Rows are added WIDTH at a time, the sum so far being the first of them; `dst` is written last, as it may be a row. */
 static nri_status
-combine_host(nri_space *v, int dst, nri_rows rows, const double *coef)
+combine_host(nri_space *v, int dst, nri_rows rows, const double *coef, int pitch)
 {
     float sum[BLOCK], c[WIDTH];
     const float *x[WIDTH];
@@ -117,7 +117,7 @@ combine_host(nri_space *v, int dst, nri_rows rows, const double *coef)
             int64_t n = block_length(v, d);
             for (int i = 0, k = 0; i < rows.count; i++) {
                 bool last = i + 1 == rows.count;
-                c[k] = (float)coef[b * rows.count + i];
+                c[k] = (float)coef[b * pitch + i];
                 x[k++] = row(v, b, rows.first + i * rows.step) + d;
                 if (k == WIDTH || last) {
                     combine_block(n, k, c, x, last ? row(v, b, dst) + d : sum);
@@ -219,6 +219,12 @@ float_to_half(float x)
     return (uint16_t)(sign | (size - 0x38000000u + 0xfffu + (size >> 13 & 1u)) >> 13);
 }
 
+static float
+bfloat_to_float(uint16_t b)
+{
+    return bits_to_float((uint32_t)b << 16);
+}
+
 static uint16_t
 float_to_bfloat(float x)
 {
@@ -229,68 +235,45 @@ float_to_bfloat(float x)
     return (uint16_t)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
 }
 
-static nri_status
-load_host(nri_space *v, int dst, const nri_tensor *src)
+/* Between n numbers of a slot and those of a tensor from its element `at` on. */
+static void
+exchange_row(float *x, const nri_tensor *t, int64_t at, int64_t n, bool load)
 {
-    if (!nri_space_fits(v, src)) {
-        return NRI_BAD_ARGUMENT;
+#define EACH(type, to_float, from_float) \
+    for (int64_t i = 0; i < n; i++) { \
+        type *y = (type *)t->data + at + i; \
+        if (load) { \
+            x[i] = to_float(*y); \
+        } \
+        else { \
+            *y = from_float(x[i]); \
+        } \
     }
-    for (int64_t b = 0; b < v->batch; b++) {
-        float *y = row(v, b, dst);
-        int64_t n = v->elements, at = b * n;
-        switch (src->dtype) {
-        case NRI_FLOAT16:
-            for (int64_t i = 0; i < n; i++) {
-                y[i] = half_to_float(((const uint16_t *)src->data)[at + i]);
-            }
-            break;
-        case NRI_BFLOAT16:
-            for (int64_t i = 0; i < n; i++) {
-                y[i] = bits_to_float((uint32_t)((const uint16_t *)src->data)[at + i] << 16);
-            }
-            break;
-        case NRI_FLOAT32:
-            memcpy(y, (const float *)src->data + at, sizeof(*y) * (size_t)n);
-            break;
-        case NRI_FLOAT64:
-            for (int64_t i = 0; i < n; i++) {
-                y[i] = (float)((const double *)src->data)[at + i];
-            }
-            break;
-        }
+    switch (t->dtype) {
+    case NRI_FLOAT16:
+        EACH(uint16_t, half_to_float, float_to_half)
+        break;
+    case NRI_BFLOAT16:
+        EACH(uint16_t, bfloat_to_float, float_to_bfloat)
+        break;
+    case NRI_FLOAT32:
+        EACH(float, , )
+        break;
+    case NRI_FLOAT64:
+        EACH(double, (float), )
+        break;
     }
-    return NRI_OK;
+#undef EACH
 }
 
 static nri_status
-store_host(nri_space *v, int src, const nri_tensor *dst)
+exchange_host(nri_space *v, int slot, const nri_tensor *t, nri_direction direction)
 {
-    if (!nri_space_fits(v, dst)) {
+    if (!nri_space_fits(v, t)) {
         return NRI_BAD_ARGUMENT;
     }
     for (int64_t b = 0; b < v->batch; b++) {
-        const float *x = row(v, b, src);
-        int64_t n = v->elements, at = b * n;
-        switch (dst->dtype) {
-        case NRI_FLOAT16:
-            for (int64_t i = 0; i < n; i++) {
-                ((uint16_t *)dst->data)[at + i] = float_to_half(x[i]);
-            }
-            break;
-        case NRI_BFLOAT16:
-            for (int64_t i = 0; i < n; i++) {
-                ((uint16_t *)dst->data)[at + i] = float_to_bfloat(x[i]);
-            }
-            break;
-        case NRI_FLOAT32:
-            memcpy((float *)dst->data + at, x, sizeof(*x) * (size_t)n);
-            break;
-        case NRI_FLOAT64:
-            for (int64_t i = 0; i < n; i++) {
-                ((double *)dst->data)[at + i] = (double)x[i];
-            }
-            break;
-        }
+        exchange_row(row(v, b, slot), t, b * v->elements, v->elements, direction == NRI_LOAD);
     }
     return NRI_OK;
 }
@@ -302,7 +285,7 @@ destroy_host(nri_space *v)
     free(v);
 }
 
-static const nri_vec_ops host_ops = {destroy_host, combine_host, dots_host, sign_host, copy_host, load_host, store_host};
+static const nri_vec_ops host_ops = {destroy_host, combine_host, dots_host, sign_host, copy_host, exchange_host};
 
 /* Tensors for this backend are C-contiguous host memory. */
 nri_status

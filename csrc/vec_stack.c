@@ -33,11 +33,11 @@ block_rows(const space *s, nri_rows rows, int k)
 }
 
 static nri_status
-combine_stack(nri_space *v, int dst, nri_rows rows, const double *coef)
+combine_stack(nri_space *v, int dst, nri_rows rows, const double *coef, int pitch)
 {
     const space *s = (const space *)v;
     for (int k = 0; k < s->blocks; k++) {
-        NRI_TRY(s->inner->ops->combine(s->inner, block_slot(s, dst, k), block_rows(s, rows, k), coef));
+        NRI_TRY(s->inner->ops->combine(s->inner, block_slot(s, dst, k), block_rows(s, rows, k), coef, pitch));
     }
     return NRI_OK;
 }
@@ -79,9 +79,9 @@ sign_stack(nri_space *v, int dst, int src, double floor)
 
 /* A caller's tensor is one block: it is loaded into, and stored from, the inner space. */
 static nri_status
-exchange_stack(nri_space *v, int slot, const nri_tensor *t)
+exchange_stack(nri_space *v, int slot, const nri_tensor *t, nri_direction direction)
 {
-    (void)v, (void)slot, (void)t;
+    (void)v, (void)slot, (void)t, (void)direction;
     return NRI_BAD_ARGUMENT;
 }
 
@@ -92,8 +92,7 @@ destroy_stack(nri_space *v)
     free(v);
 }
 
-static const nri_vec_ops stack_ops = {destroy_stack, combine_stack,  dots_stack,    sign_stack,
-                                      copy_stack,    exchange_stack, exchange_stack};
+static const nri_vec_ops stack_ops = {destroy_stack, combine_stack, dots_stack, sign_stack, copy_stack, exchange_stack};
 
 nri_status
 nri_space_create_stack(nri_space *inner, int first, int blocks, int slots, const double *weights, nri_space **out)

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "check.h"
+#include "inversion.h"
 #include "toy.h"
 
 enum { LONG = 4000, WIDE = 3 };
@@ -12,7 +13,7 @@ allowance(const toy_form *f, nri_options o, int j)
 {
     toy_session s;
     CHECK(toy_open(f, &o, 1, 1, &s) == NRI_OK);
-    int n = nri_inversion_allowance(s.inv)[j];
+    int n = s.inv->allowance[j];
     toy_shut(&s);
     return n;
 }
@@ -191,8 +192,8 @@ check_draw(const char *label, bool scaled, double eta)
         e[d] = toy_normal(&seed);
         state[d] = next[0] * z0[d] + next[1] * e[d];
     }
-    CHECK(toy_put(&s, nri_inversion_target(s.inv), z0) == NRI_OK);
-    CHECK(toy_put(&s, nri_inversion_noise(s.inv, 0), w) == NRI_OK);
+    CHECK(toy_put(&s, nri_inversion_inputs(s.inv).target, z0) == NRI_OK);
+    CHECK(toy_put(&s, nri_inversion_inputs(s.inv).noises, w) == NRI_OK);
     CHECK(nri_inversion_next(s.inv, &q, &done) == NRI_OK && !done && q.index == 1);
     CHECK(toy_feed(&s, e) == NRI_OK);
     CHECK(nri_inversion_next(s.inv, &q, &done) == NRI_OK && !done && q.index == 0);
@@ -240,8 +241,8 @@ check_surplus(void)
     o.solver = NRI_ANDERSON;
     o.max_nfe = 3;
     CHECK(toy_open(&f, &o, 1, WIDE, &s) == NRI_OK);
-    CHECK(toy_put(&s, nri_inversion_target(s.inv), z0) == NRI_OK);
-    CHECK(toy_put(&s, nri_inversion_noise(s.inv, 0), w) == NRI_OK);
+    CHECK(toy_put(&s, nri_inversion_inputs(s.inv).target, z0) == NRI_OK);
+    CHECK(toy_put(&s, nri_inversion_inputs(s.inv).noises, w) == NRI_OK);
     while (nri_inversion_next(s.inv, &q, &done) == NRI_OK && q.index == 1) {
         CHECK(toy_feed(&s, m1) == NRI_OK);
     }

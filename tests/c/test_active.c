@@ -78,7 +78,7 @@ check_flags(void)
     o.verify = true;
     o.predictor = false;
     CHECK(toy_open(&f, &o, 2, 1, &s) == NRI_OK);
-    CHECK(toy_put(&s, nri_inversion_target(s.inv), far) == NRI_OK);
+    CHECK(toy_put(&s, nri_inversion_inputs(s.inv).target, far) == NRI_OK);
     for (int i = 0; i < 6; i++) { /* a network that returns 0 solves the equation of the first sample at once */
         CHECK(nri_inversion_next(s.inv, &q, &done) == NRI_OK && !done);
         CHECK(q.index == (i < 2 ? 1 : i < 4 ? 0 : i - 4));

@@ -27,14 +27,14 @@ typedef struct {
 static nri_status
 load(nri_inversion *inv, nri_space *v, int K, trial *t)
 {
-    NRI_TRY(toy_move(v, nri_inversion_target(inv), t->image, true));
-    NRI_TRY(toy_move(v, nri_inversion_guess(inv), t->guess, true));
+    NRI_TRY(toy_move(v, nri_inversion_inputs(inv).target, t->image, true));
+    NRI_TRY(toy_move(v, nri_inversion_inputs(inv).guess, t->guess, true));
     for (int i = 0; i < t->rounds; i++) {
         if (!t->inverted) {
-            NRI_TRY(toy_move(v, nri_inversion_draw(inv, i), t->draws[i], true));
+            NRI_TRY(toy_move(v, nri_inversion_inputs(inv).draws + i, t->draws[i], true));
         }
         for (int k = 0; k < K; k++) {
-            NRI_TRY(toy_move(v, nri_inversion_correct_noise(inv, i, k), t->noises[i][k], true));
+            NRI_TRY(toy_move(v, nri_inversion_inputs(inv).correct_noises + i * K + k, t->noises[i][k], true));
         }
     }
     return NRI_OK;

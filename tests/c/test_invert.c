@@ -333,7 +333,7 @@ put(session *s, int slot, const double *x)
     int64_t shape[2];
     nri_tensor t = toy_tensor(copy, NRI_FLOAT64, shape, 1, DIM);
     memcpy(copy, x, sizeof(copy));
-    CHECK(s->v->ops->load(s->v, slot, &t) == NRI_OK);
+    CHECK(s->v->ops->exchange(s->v, slot, &t, NRI_LOAD) == NRI_OK);
 }
 
 static void
@@ -342,7 +342,7 @@ check_slot(session *s, int slot, const double *want)
     double got[DIM];
     int64_t shape[2];
     nri_tensor t = toy_tensor(got, NRI_FLOAT64, shape, 1, DIM);
-    CHECK(s->v->ops->store(s->v, slot, &t) == NRI_OK);
+    CHECK(s->v->ops->exchange(s->v, slot, &t, NRI_STORE) == NRI_OK);
     for (int d = 0; d < DIM; d++) {
         CHECK_NEAR(got[d], want[d], 1e-5);
     }
@@ -412,9 +412,9 @@ check_arithmetic(bool predictor, double rho)
     check_label = predictor ? "predictor" : "naive";
     o.verify = true;
     session s = open(&f, o);
-    put(&s, nri_inversion_target(s.inv), Z0);
-    put(&s, nri_inversion_noise(s.inv, 0), N0);
-    put(&s, nri_inversion_noise(s.inv, 1), N1);
+    put(&s, nri_inversion_inputs(s.inv).target, Z0);
+    put(&s, nri_inversion_inputs(s.inv).noises, N0);
+    put(&s, nri_inversion_inputs(s.inv).noises + 1, N1);
     memcpy(state, Z0, sizeof(state));
     check_slot(&s, ask(&s, &f, 2), state);
     CHECK(feed(&s, M2) == NRI_OK);
@@ -466,7 +466,7 @@ check_order(void)
     check_label = "order";
     o.max_nfe = 1;
     session s = open(&f, o);
-    put(&s, nri_inversion_target(s.inv), Z0);
+    put(&s, nri_inversion_inputs(s.inv).target, Z0);
     CHECK(feed(&s, M0) == NRI_BAD_ORDER);
     CHECK(nri_inversion_result(s.inv, &result) == NRI_BAD_ORDER);
     ask(&s, &f, 0);
@@ -488,12 +488,12 @@ check_bad_target(void)
     bool done;
     check_label = "bad target";
     session s = open(&f, exact);
-    put(&s, nri_inversion_target(s.inv), (double[]){1, NAN, 0});
+    put(&s, nri_inversion_inputs(s.inv).target, (double[]){1, NAN, 0});
     for (int i = 0; i < 2; i++) {
         CHECK(nri_inversion_next(s.inv, &request, &done) == NRI_NOT_FINITE);
         CHECK(feed(&s, M0) == NRI_BAD_ORDER);
     }
-    put(&s, nri_inversion_target(s.inv), Z0);
+    put(&s, nri_inversion_inputs(s.inv).target, Z0);
     CHECK(nri_inversion_next(s.inv, &request, &done) == NRI_OK && !done);
     shut(&s);
 }

@@ -107,7 +107,7 @@ run_path(bool middle)
     nri_status status = nri_space_create_host(&t, NRI_PATH_SLOTS, &v);
     for (int slot = 0; status == NRI_OK && slot < 3; slot++) {
         toy_normals(&seed, 16, x);
-        status = v->ops->load(v, slot, &t);
+        status = v->ops->exchange(v, slot, &t, NRI_LOAD);
     }
     if (status == NRI_OK) {
         status = middle ? nri_centroid(v, 2, shares, weights, &sample)

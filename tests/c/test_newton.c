@@ -70,11 +70,11 @@ follow(equation *e, double floor, double first)
     o.floor = floor;
     o.guess = true; /* a start off mu, so that the prior pulls from the first step on */
     CHECK(toy_open(&f, &o, 1, e->net->D, &s) == NRI_OK);
-    CHECK(toy_put(&s, nri_inversion_target(s.inv), e->y) == NRI_OK);
+    CHECK(toy_put(&s, nri_inversion_inputs(s.inv).target, e->y) == NRI_OK);
     for (int d = 0; d < e->net->D; d++) {
         best[d] = z[d] = e->y[d] + first * (d % 3 - 1);
     }
-    CHECK(toy_put(&s, nri_inversion_guess(s.inv), z) == NRI_OK);
+    CHECK(toy_put(&s, nri_inversion_inputs(s.inv).guess, z) == NRI_OK);
     while (nri_inversion_next(s.inv, &q, &done) == NRI_OK && !done) {
         CHECK(toy_get(&s, q.slot, z) == NRI_OK);
         CHECK(q.wants_gradient);

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "check.h"
+#include "inversion.h"
 #include "toy.h"
 
 enum { PASSES = 60 };
@@ -166,8 +167,8 @@ check_by_hand(void)
     o.max_nfe = 2;
     o.verify = true;
     CHECK(toy_open(&f, &o, 1, 1, &s) == NRI_OK);
-    CHECK(toy_put(&s, nri_inversion_target(s.inv), z) == NRI_OK);
-    CHECK(toy_put(&s, nri_inversion_noise(s.inv, 0), n) == NRI_OK);
+    CHECK(toy_put(&s, nri_inversion_inputs(s.inv).target, z) == NRI_OK);
+    CHECK(toy_put(&s, nri_inversion_inputs(s.inv).noises, n) == NRI_OK);
     const double *back = s.sampler->back; /* rows of A, b_0..b_2, C */
     double first[4] = {0, 0, 0, z[0]};
     G[3] = z[0];
@@ -215,8 +216,8 @@ check_by_hand(void)
     for (int variant = 0; variant < 2; variant++) {
         o.tol = sqrt(miss / size) * (variant ? 1.001 : 0.999);
         CHECK(toy_open(&f, &o, 1, 1, &s) == NRI_OK);
-        CHECK(toy_put(&s, nri_inversion_target(s.inv), z) == NRI_OK);
-        CHECK(toy_put(&s, nri_inversion_noise(s.inv, 0), n) == NRI_OK);
+        CHECK(toy_put(&s, nri_inversion_inputs(s.inv).target, z) == NRI_OK);
+        CHECK(toy_put(&s, nri_inversion_inputs(s.inv).noises, n) == NRI_OK);
         for (int j = 0; j < 3; j++) {
             ask(&s, j, first[j]);
             CHECK(toy_feed(&s, m + j) == NRI_OK);
@@ -247,8 +248,8 @@ check_first_estimate(void)
         o.predictor = variant != 2;
         f.leveled = variant != 3;
         CHECK(toy_open(&f, &o, 1, 1, &s) == NRI_OK);
-        CHECK(toy_put(&s, nri_inversion_target(s.inv), z) == NRI_OK);
-        CHECK(toy_put(&s, nri_inversion_guess(s.inv), guess) == NRI_OK);
+        CHECK(toy_put(&s, nri_inversion_inputs(s.inv).target, z) == NRI_OK);
+        CHECK(toy_put(&s, nri_inversion_inputs(s.inv).guess, guess) == NRI_OK);
         for (int j = 3; j >= 0; j--) {
             plain[j] = plain[j + 1] / *toy_alpha(&f, j, j);
         }
@@ -380,7 +381,7 @@ check_bounds(void)
     CHECK(toy_open(&f, &o, 1, 3, &s) == NRI_OK);
     CHECK(nri_inversion_max_evaluations(s.sampler, &o) == 28);
     for (int j = 0; j < 4; j++) {
-        CHECK(nri_inversion_allowance(s.inv)[j] == 7);
+        CHECK(s.inv->allowance[j] == 7);
     }
     CHECK(nri_space_create_host(&like, nri_inversion_slots(s.sampler, &o) - 1, &v) == NRI_OK);
     CHECK(nri_inversion_create(s.sampler, &o, v, &inv, &problem) == NRI_BAD_ARGUMENT && !inv);
@@ -421,11 +422,12 @@ check_stack(void)
     CHECK(nri_space_create_stack(v, OFFSET + 1, BLOCKS, SLOTS, weights, &stack) == NRI_BAD_ARGUMENT && !stack);
     CHECK(nri_space_create_stack(v, OFFSET, BLOCKS, SLOTS, weights, &stack) == NRI_OK);
     CHECK(stack->batch == B && stack->elements == BLOCKS * D && stack->slots == SLOTS);
-    CHECK(stack->ops->load(stack, 0, &t) == NRI_BAD_ARGUMENT && stack->ops->store(stack, 0, &t) == NRI_BAD_ARGUMENT);
+    CHECK(stack->ops->exchange(stack, 0, &t, NRI_LOAD) == NRI_BAD_ARGUMENT
+          && stack->ops->exchange(stack, 0, &t, NRI_STORE) == NRI_BAD_ARGUMENT);
     for (int i = 0; i < SLOTS; i++) {
         for (int k = 0; k < BLOCKS; k++) {
             t.data = x[i][k];
-            CHECK(v->ops->load(v, OFFSET + i * BLOCKS + k, &t) == NRI_OK);
+            CHECK(v->ops->exchange(v, OFFSET + i * BLOCKS + k, &t, NRI_LOAD) == NRI_OK);
         }
     }
     for (int count = 1; count <= 3; count++) { /* rows 0, 2, 4 */
@@ -445,13 +447,13 @@ check_stack(void)
     for (int i = 0; i < B * 3; i++) {
         coef[i] = toy_normal(&seed);
     }
-    CHECK(stack->ops->combine(stack, 3, (nri_rows){0, 3, 2}, coef) == NRI_OK);
+    CHECK(stack->ops->combine(stack, 3, (nri_rows){0, 3, 2}, coef, 3) == NRI_OK);
     CHECK(stack->ops->copy(stack, 1, 0, which) == NRI_OK);
     CHECK(stack->ops->sign(stack, 2, 2, 0) == NRI_OK);
     t.data = got;
     for (int k = 0; k < BLOCKS; k++) {
         for (int slot = 1; slot < 4; slot++) {
-            CHECK(v->ops->store(v, OFFSET + slot * BLOCKS + k, &t) == NRI_OK);
+            CHECK(v->ops->exchange(v, OFFSET + slot * BLOCKS + k, &t, NRI_STORE) == NRI_OK);
             for (int b = 0; b < B; b++) {
                 for (int d = 0; d < D; d++) {
                     double sum = 0;

@@ -152,7 +152,7 @@ put(nri_space *v, int slot, const float *x)
 {
     int64_t shape[2];
     nri_tensor t = toy_tensor((void *)(uintptr_t)x, NRI_FLOAT32, shape, v->batch, v->elements);
-    CHECK(v->ops->load(v, slot, &t) == NRI_OK);
+    CHECK(v->ops->exchange(v, slot, &t, NRI_LOAD) == NRI_OK);
 }
 
 static double
@@ -199,8 +199,8 @@ check_vectors(nri_path method, int D)
     CHECK(nri_interpolate(v, method, NRI_EUCLIDEAN, 9, fractions, &weights[0][0][0], length, &sample) == NRI_OK);
     for (int i = 0; i < 9; i++) {
         nri_tensor t = toy_tensor(packed[0], NRI_FLOAT32, shape, PAIRS, D);
-        CHECK(v->ops->combine(v, NRI_PATH_POINT, (nri_rows){NRI_PATH_A, 3, 1}, &weights[i][0][0]) == NRI_OK);
-        CHECK(v->ops->store(v, NRI_PATH_POINT, &t) == NRI_OK);
+        CHECK(v->ops->combine(v, NRI_PATH_POINT, (nri_rows){NRI_PATH_A, 3, 1}, &weights[i][0][0], 3) == NRI_OK);
+        CHECK(v->ops->exchange(v, NRI_PATH_POINT, &t, NRI_STORE) == NRI_OK);
         for (int p = 0; p < PAIRS; p++) {
             memcpy(out[p], packed[0] + p * D, sizeof(float) * (size_t)D);
             double norm = sqrt(dot(out[p], out[p], D)), na = sqrt(dot(a[p], a[p], D)), nb = sqrt(dot(b[p], b[p], D));
@@ -283,8 +283,8 @@ centroid(int K, int D, const float *x, const double *shares, double *weights, fl
     nri_status status = nri_centroid(v, K, shares, weights, &sample);
     if (status == NRI_OK) {
         nri_tensor t = toy_tensor(out, NRI_FLOAT32, shape, 1, D);
-        CHECK(v->ops->combine(v, K, (nri_rows){0, K, 1}, weights) == NRI_OK);
-        CHECK(v->ops->store(v, K, &t) == NRI_OK);
+        CHECK(v->ops->combine(v, K, (nri_rows){0, K, 1}, weights, K) == NRI_OK);
+        CHECK(v->ops->exchange(v, K, &t, NRI_STORE) == NRI_OK);
     }
     nri_space_destroy(v);
     return status;

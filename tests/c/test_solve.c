@@ -54,7 +54,7 @@ evaluate(nri_solve *s, const map *maps, int evaluation)
     int64_t shape[2], B = s->v->batch;
     const nri_vec_ops *ops = s->v->ops;
     nri_tensor t = toy_tensor(z, NRI_FLOAT32, shape, B, DIM);
-    CHECK(ops->store(s->v, ITERATE, &t) == NRI_OK);
+    CHECK(ops->exchange(s->v, ITERATE, &t, NRI_STORE) == NRI_OK);
     CHECK(finite((int)B * DIM, z));
     for (int64_t b = 0; b < B; b++) {
         bool bad = maps[b].bad >> (evaluation < 63 ? evaluation : 63) & 1u;
@@ -65,8 +65,8 @@ evaluate(nri_solve *s, const map *maps, int evaluation)
         coef[2 * b] = -1;
         coef[2 * b + 1] = 1;
     }
-    CHECK(ops->load(s->v, nri_solve_f(s), &t) == NRI_OK);
-    CHECK(ops->combine(s->v, nri_solve_r(s), (nri_rows){ITERATE, 2, nri_solve_f(s) - ITERATE}, coef) == NRI_OK);
+    CHECK(ops->exchange(s->v, nri_solve_f(s), &t, NRI_LOAD) == NRI_OK);
+    CHECK(ops->combine(s->v, nri_solve_r(s), (nri_rows){ITERATE, 2, nri_solve_f(s) - ITERATE}, coef, 2) == NRI_OK);
 }
 
 static nri_space *
@@ -80,8 +80,8 @@ make_space(const map *maps, int B, int slots)
         start[i] = (float)maps[i / DIM].start[i % DIM];
     }
     CHECK(nri_space_create_host(&t, slots, &v) == NRI_OK);
-    CHECK(v->ops->load(v, ITERATE, &t) == NRI_OK);
-    CHECK(v->ops->load(v, ORIGIN, &t) == NRI_OK);
+    CHECK(v->ops->exchange(v, ITERATE, &t, NRI_LOAD) == NRI_OK);
+    CHECK(v->ops->exchange(v, ORIGIN, &t, NRI_LOAD) == NRI_OK);
     return v;
 }
 
@@ -124,7 +124,7 @@ solve_with(const map *maps, int B, settings o, bool type_one)
     }
     CHECK(!nri_solve_running(&s));
     nri_tensor t = toy_tensor(z, NRI_FLOAT32, shape, B, DIM);
-    CHECK(v->ops->store(v, RESULT, &t) == NRI_OK);
+    CHECK(v->ops->exchange(v, RESULT, &t, NRI_STORE) == NRI_OK);
     for (int b = 0; b < B; b++) {
         memcpy(out.z[b], z + b * DIM, sizeof(out.z[b]));
         out.nfe[b] = s.nfe[b];

@@ -22,7 +22,7 @@ make(int64_t D)
     for (int s = 0; s < SLOTS; s++) {
         nri_tensor t = toy_tensor(slots[s], NRI_FLOAT32, shape, B, D);
         toy_normals(&seed, (int)(B * D), &slots[s][0][0]);
-        CHECK(v->ops->load(v, s, &t) == NRI_OK);
+        CHECK(v->ops->exchange(v, s, &t, NRI_LOAD) == NRI_OK);
     }
     return v;
 }
@@ -35,7 +35,7 @@ at(int s, int b, int64_t D, int64_t d)
 }
 
 static void
-check_combine(int64_t D, int dst, nri_rows rows)
+check_combine_by(int64_t D, int dst, nri_rows rows, int pitch)
 {
     static float out[B * LONGEST];
     int64_t shape[2];
@@ -45,19 +45,27 @@ check_combine(int64_t D, int dst, nri_rows rows)
     for (int i = 0; i < B * rows.count; i++) {
         coef[i] = 0.3 * i - 1;
     }
-    CHECK(v->ops->combine(v, dst, rows, coef) == NRI_OK);
-    CHECK(v->ops->store(v, dst, &t) == NRI_OK);
+    CHECK(v->ops->combine(v, dst, rows, coef, pitch) == NRI_OK);
+    CHECK(v->ops->exchange(v, dst, &t, NRI_STORE) == NRI_OK);
     for (int b = 0; b < B; b++) {
         for (int64_t d = 0; d < D; d++) {
             double sum = 0;
             for (int i = 0; i < rows.count; i++) {
-                sum += coef[b * rows.count + i] * at(rows.first + i * rows.step, b, D, d);
+                sum += coef[b * pitch + i] * at(rows.first + i * rows.step, b, D, d);
             }
             worst = fmax(worst, fabs((double)out[b * D + d] - sum));
         }
     }
     CHECK_NEAR(worst, 0, 1e-5);
     nri_space_destroy(v);
+}
+
+/* With coefficients of each sample, and with the same for all. */
+static void
+check_combine(int64_t D, int dst, nri_rows rows)
+{
+    check_combine_by(D, dst, rows, rows.count);
+    check_combine_by(D, dst, rows, 0);
 }
 
 static void
@@ -88,7 +96,7 @@ check_copy(int64_t D, const bool *which)
     nri_space *v = make(D);
     nri_tensor t = toy_tensor(out, NRI_FLOAT32, shape, B, D);
     CHECK(v->ops->copy(v, 1, 4, which) == NRI_OK);
-    CHECK(v->ops->store(v, 1, &t) == NRI_OK);
+    CHECK(v->ops->exchange(v, 1, &t, NRI_STORE) == NRI_OK);
     for (int b = 0; b < B; b++) {
         const float *want = &slots[which && !which[b] ? 1 : 4][0][0] + b * D;
         CHECK(memcmp(out + b * D, want, sizeof(float) * (size_t)D) == 0);
@@ -112,9 +120,9 @@ check_sign(void)
         nri_space *v;
         CHECK(nri_space_create_host(&t, 4, &v) == NRI_OK);
         memcpy(out, x, sizeof(out));
-        CHECK(v->ops->load(v, 2, &t) == NRI_OK);
+        CHECK(v->ops->exchange(v, 2, &t, NRI_LOAD) == NRI_OK);
         CHECK(v->ops->sign(v, dst, 2, floor) == NRI_OK);
-        CHECK(v->ops->store(v, dst, &t) == NRI_OK);
+        CHECK(v->ops->exchange(v, dst, &t, NRI_STORE) == NRI_OK);
         for (int d = 0; d < N - 1; d++) {
             double size = floor > 0 ? fmax(fabs((double)x[d]), floor) : 1;
             double want = x[d] > 0 ? 1 / size : x[d] < 0 ? -1 / size : 0;
@@ -122,7 +130,7 @@ check_sign(void)
         }
         CHECK(!(fabsf(out[N - 1]) > 0)); /* 0 or NaN */
         for (int slot = 0; slot < 4; slot++) {
-            CHECK(v->ops->store(v, slot, &t) == NRI_OK);
+            CHECK(v->ops->exchange(v, slot, &t, NRI_STORE) == NRI_OK);
             for (int d = 0; slot != dst && d < N - 1; d++) {
                 CHECK(out[d] == (slot == 2 ? x[d] : 0));
             }
@@ -170,7 +178,7 @@ check_creation(void)
     nri_tensor t = toy_tensor(out, NRI_FLOAT32, shape, 2, 6);
     for (int slot = 0; slot < 2; slot++) {
         memset(out, 1, sizeof(out));
-        CHECK(v->ops->store(v, slot, &t) == NRI_OK);
+        CHECK(v->ops->exchange(v, slot, &t, NRI_STORE) == NRI_OK);
         for (int i = 0; i < 12; i++) {
             CHECK(out[i] == 0);
         }
@@ -179,7 +187,8 @@ check_creation(void)
     for (int i = 0; i < 6; i++) {
         t = toy_tensor(out, NRI_FLOAT32, shape, others[i][0], others[i][1]);
         CHECK(!nri_space_fits(v, &t));
-        CHECK(v->ops->load(v, 0, &t) == NRI_BAD_ARGUMENT && v->ops->store(v, 0, &t) == NRI_BAD_ARGUMENT);
+        CHECK(v->ops->exchange(v, 0, &t, NRI_LOAD) == NRI_BAD_ARGUMENT
+              && v->ops->exchange(v, 0, &t, NRI_STORE) == NRI_BAD_ARGUMENT);
     }
     t = toy_tensor(out, NRI_FLOAT32, shape, 2, 6);
     CHECK(nri_space_fits(v, &t));
@@ -249,12 +258,12 @@ check_patterns(nri_dtype dtype, int digits, int bias)
         in[i] = (uint16_t)i;
     }
     nri_tensor t = toy_tensor(in, dtype, shape, 1, ALL);
-    CHECK(v->ops->load(v, 0, &t) == NRI_OK);
+    CHECK(v->ops->exchange(v, 0, &t, NRI_LOAD) == NRI_OK);
     t.data = out;
-    CHECK(v->ops->store(v, 0, &t) == NRI_OK);
+    CHECK(v->ops->exchange(v, 0, &t, NRI_STORE) == NRI_OK);
     t.data = x;
     t.dtype = NRI_FLOAT32;
-    CHECK(v->ops->store(v, 0, &t) == NRI_OK);
+    CHECK(v->ops->exchange(v, 0, &t, NRI_STORE) == NRI_OK);
     for (int i = 0; i < ALL; i++) {
         int exponent = (i & 0x7fff) >> digits, fraction = i & ((1 << digits) - 1), top = 0x7fff >> digits;
         double lead = exponent ? 1 << digits : 0;
@@ -293,14 +302,14 @@ check_rounding(nri_dtype dtype, int digits, int least, double largest)
         }
     }
     nri_tensor t = toy_tensor(x, NRI_FLOAT32, shape, 1, ALL);
-    CHECK(v->ops->load(v, 0, &t) == NRI_OK);
+    CHECK(v->ops->exchange(v, 0, &t, NRI_LOAD) == NRI_OK);
     t.data = packed;
     t.dtype = dtype;
-    CHECK(v->ops->store(v, 0, &t) == NRI_OK);
-    CHECK(v->ops->load(v, 0, &t) == NRI_OK);
+    CHECK(v->ops->exchange(v, 0, &t, NRI_STORE) == NRI_OK);
+    CHECK(v->ops->exchange(v, 0, &t, NRI_LOAD) == NRI_OK);
     t.data = y;
     t.dtype = NRI_FLOAT32;
-    CHECK(v->ops->store(v, 0, &t) == NRI_OK);
+    CHECK(v->ops->exchange(v, 0, &t, NRI_STORE) == NRI_OK);
     for (int i = 0; i < ALL; i++) {
         wrong += !same(y[i], rounded((double)x[i], digits, least, largest));
     }
@@ -331,10 +340,10 @@ check_half_edges(void)
         x[i] = edges[i].x;
     }
     nri_tensor t = toy_tensor(x, NRI_FLOAT32, shape, 1, N);
-    CHECK(v->ops->load(v, 0, &t) == NRI_OK);
+    CHECK(v->ops->exchange(v, 0, &t, NRI_LOAD) == NRI_OK);
     t.data = half;
     t.dtype = NRI_FLOAT16;
-    CHECK(v->ops->store(v, 0, &t) == NRI_OK);
+    CHECK(v->ops->exchange(v, 0, &t, NRI_STORE) == NRI_OK);
     for (int i = 0; i < N; i++) {
         CHECK((half[i] & (isnan(x[i]) ? 0x7fff : 0xffff)) == edges[i].half);
     }
@@ -352,19 +361,19 @@ check_wide_formats(void)
     int64_t shape[2];
     nri_space *v = make_line(N);
     nri_tensor t = toy_tensor(in, NRI_FLOAT64, shape, 1, N);
-    CHECK(v->ops->load(v, 0, &t) == NRI_OK);
+    CHECK(v->ops->exchange(v, 0, &t, NRI_LOAD) == NRI_OK);
     t.data = out;
-    CHECK(v->ops->store(v, 0, &t) == NRI_OK);
+    CHECK(v->ops->exchange(v, 0, &t, NRI_STORE) == NRI_OK);
     for (int i = 0; i < N; i++) {
         CHECK(same((float)in[i], out[i]));
     }
     t.data = single;
     t.dtype = NRI_FLOAT32;
-    CHECK(v->ops->store(v, 0, &t) == NRI_OK);
-    CHECK(v->ops->load(v, 0, &t) == NRI_OK);
+    CHECK(v->ops->exchange(v, 0, &t, NRI_STORE) == NRI_OK);
+    CHECK(v->ops->exchange(v, 0, &t, NRI_LOAD) == NRI_OK);
     t.data = out;
     t.dtype = NRI_FLOAT64;
-    CHECK(v->ops->store(v, 0, &t) == NRI_OK);
+    CHECK(v->ops->exchange(v, 0, &t, NRI_STORE) == NRI_OK);
     for (int i = 0; i < N; i++) {
         CHECK(same(single[i], out[i]));
     }

@@ -243,7 +243,7 @@ toy_move(nri_space *v, int slot, float (*x)[TOY_D], bool load)
     for (int64_t b = 0; load && b < v->batch; b++) {
         memcpy(packed + b * D, x[b], sizeof(float) * (size_t)D);
     }
-    NRI_TRY(load ? v->ops->load(v, slot, &t) : v->ops->store(v, slot, &t));
+    NRI_TRY(v->ops->exchange(v, slot, &t, load ? NRI_LOAD : NRI_STORE));
     for (int64_t b = 0; !load && b < v->batch; b++) {
         memcpy(x[b], packed + b * D, sizeof(float) * (size_t)D);
     }
@@ -324,9 +324,9 @@ drive(nri_inversion *inv, nri_space *v, const toy_form *f, const toy_network *ne
     bool done;
     int sweep = -1; /* where the samples of sweeps are: that of the first request is one */
     toy_problem copy = *p;
-    NRI_TRY(toy_move(v, nri_inversion_target(inv), copy.target, true));
+    NRI_TRY(toy_move(v, nri_inversion_inputs(inv).target, copy.target, true));
     for (int k = 0; k < f->K; k++) {
-        NRI_TRY(toy_move(v, nri_inversion_noise(inv, k), copy.noises[k], true));
+        NRI_TRY(toy_move(v, nri_inversion_inputs(inv).noises + k, copy.noises[k], true));
     }
     for (int i = 0;; i++) {
         NRI_TRY(nri_inversion_next(inv, &request, &done));
@@ -398,7 +398,7 @@ toy_put(toy_session *s, int slot, double *x)
 {
     int64_t shape[2];
     nri_tensor t = toy_tensor(x, NRI_FLOAT64, shape, s->v->batch, s->v->elements);
-    return s->v->ops->load(s->v, slot, &t);
+    return s->v->ops->exchange(s->v, slot, &t, NRI_LOAD);
 }
 
 nri_status
@@ -406,7 +406,7 @@ toy_get(toy_session *s, int slot, double *x)
 {
     int64_t shape[2];
     nri_tensor t = toy_tensor(x, NRI_FLOAT64, shape, s->v->batch, s->v->elements);
-    return s->v->ops->store(s->v, slot, &t);
+    return s->v->ops->exchange(s->v, slot, &t, NRI_STORE);
 }
 
 nri_status
