@@ -45,7 +45,7 @@ end_forward(nri_inversion *inv)
     }
     NRI_TRY(nri_combine_all(inv, nri_solve_f(s), (nri_rows){Z0, 3, 1}, (double[]){1, 1, -1}));
     NRI_TRY(nri_combine_all(inv, nri_solve_r(s), (nri_rows){Z0, 2, END - Z0}, (double[]){1, -1}));
-    NRI_TRY(nri_solve_feed(s, Y));
+    NRI_TRY(s->feed(s, Y));
     NRI_TRY(nri_keep_best(inv, s->improved));
     log_target(inv);
     NRI_TRY(inv->v->ops->copy(inv->v, END, Z0, s->failed));

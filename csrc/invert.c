@@ -277,6 +277,7 @@ create_solves(nri_inversion *inv, const layout *l)
     int depth = step_depth(inv->sampler, o), rings = (int)l->step_rings, outer = (int)l->target_rings;
     inv->step = (nri_solve){.v = inv->v,
                             .solver = o->solver,
+                            .feed = o->solver == NRI_NEWTON ? nri_newton : nri_iterate,
                             .depth = depth,
                             .max_nfe = o->max_nfe,
                             .tol = o->tol,
@@ -287,6 +288,7 @@ create_solves(nri_inversion *inv, const layout *l)
                             .slot = {rings, rings + depth + 1, BEST_F, BEST_R, SPARE, STATE, (int)l->newton}};
     inv->target = inv->step;
     inv->target.solver = NRI_ANDERSON;
+    inv->target.feed = nri_iterate;
     inv->target.depth = target_depth(o);
     inv->target.max_nfe = o->rounds + 1;
     inv->target.slot = (nri_solve_slots){outer, outer + inv->target.depth + 1, TARGET_BEST_F, TARGET_BEST_R, SPARE, Z0, -1};

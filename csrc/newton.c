@@ -159,7 +159,7 @@ step(nri_solve *s, int z)
 }
 
 nri_status
-nri_newton_feed(nri_solve *s, int z)
+nri_newton(nri_solve *s, int z)
 {
     bool product = s->asks == NRI_GRADIENT;
     NRI_TRY(product ? turn(s, z) : judge(s, z));

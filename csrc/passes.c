@@ -158,7 +158,7 @@ end_pass(nri_inversion *inv)
         NRI_TRY(nri_combine_all(inv, state(inv, r, j), (nri_rows){from, 2, to - from}, (double[]){-1, 1}));
     }
     NRI_TRY(log_pass(inv, r));
-    NRI_TRY(nri_solve_feed(s, PASS_SPARE));
+    NRI_TRY(s->feed(s, PASS_SPARE));
     NRI_TRY(inv->stack->ops->copy(inv->stack, STATES, PASS_SPARE, inv->active)); /* finished samples stay as they are */
     for (int64_t b = 0; b < inv->v->batch; b++) {
         inv->result.reason[b] = s->reason[b];

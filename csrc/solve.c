@@ -1,9 +1,9 @@
 /*
-One implicit equation z = f(z) for a batch: fixed-point iteration and Anderson acceleration, and the way to newton.c.
+One implicit equation z = f(z) for a batch: fixed-point iteration and Anderson acceleration.
 
     r_k = f_k - z_k        z_{k+1} = sum_i w_i f_i        w by nri_anderson_weights (fixed point: w_k = 1)
 
-The caller evaluates: it puts f_k and r_k into the slots nri_solve_f and nri_solve_r and calls nri_solve_feed, which does one
+The caller evaluates: it puts f_k and r_k into the slots nri_solve_f and nri_solve_r and calls nri_iterate, which does one
 fused multi-dot (the new row of the Gram matrix), decides for every sample, and does one fused linear combination.
 Where f contracts slowly and only two evaluations are made, Anderson's type I takes the longer step that they need
 (`type_one`).
@@ -253,9 +253,8 @@ restart(nri_solve *s)
     return copy_where(s, ORIGIN, r, s->slot.origin);
 }
 
-/* One iteration: the next iterate of every sample to slot z. */
-static nri_status
-advance(nri_solve *s, int z)
+nri_status
+nri_iterate(nri_solve *s, int z)
 {
     int q = ring(s, s->k), n = s->depth + 1, count = s->k + 1 < n ? s->k + 1 : n;
     bool rare = false;
@@ -281,10 +280,4 @@ advance(nri_solve *s, int z)
     s->k++;
     s->asks = nri_solve_running(s) ? NRI_VALUE : NRI_NOTHING;
     return NRI_OK;
-}
-
-nri_status
-nri_solve_feed(nri_solve *s, int z)
-{
-    return s->solver == NRI_NEWTON ? nri_newton_feed(s, z) : advance(s, z);
 }

@@ -1,7 +1,8 @@
 /*
 One implicit equation z = f(z) for a batch: per-sample weights, stopping, restarts and reasons.
 
-solve.c has fixed-point iteration and Anderson acceleration, anderson.c its weights, newton.c the scalar Newton-Raphson.
+solve.c has fixed-point iteration and Anderson acceleration, anderson.c its weights, newton.c the scalar Newton-Raphson; none
+knows the others, the member `feed` says which is at work.
 The caller evaluates what `asks` says and feeds it, and need not know which method is at work.
 */
 #ifndef NRINV_SOLVE_H
@@ -39,10 +40,12 @@ typedef struct {
 /* What has to be fed next: f and r of the iterate, the gradient J^T v, or nothing, since all samples are finished. */
 typedef enum { NRI_NOTHING, NRI_VALUE, NRI_GRADIENT } nri_asks;
 
-typedef struct {
+typedef struct nri_solve nri_solve;
+struct nri_solve {
     /* set by the caller before nri_solve_create */
     nri_space *v;
     nri_solver solver;
+    nri_status (*feed)(nri_solve *s, int z); /* nri_iterate or nri_newton */
     int depth;
     double tol, atol, lam, floor; /* lam and floor of NRI_NEWTON */
     nri_solve_slots slot;
@@ -78,7 +81,7 @@ typedef struct {
     bool *mark;                         /* [B] scratch */
     uint8_t *moves;                     /* [B] what each sample does next */
     void *block;                        /* the allocation behind the arrays */
-} nri_solve;
+};
 
 nri_status nri_solve_create(nri_solve *s);
 void nri_solve_destroy(nri_solve *s);
@@ -86,8 +89,9 @@ void nri_solve_destroy(nri_solve *s);
 /* Start a new equation; samples with skip[b] are left alone. */
 void nri_solve_begin(nri_solve *s, const bool *skip);
 
-/* Take what was asked for, and write the next iterate, for finished samples the final one, to slot z. */
-nri_status nri_solve_feed(nri_solve *s, int z);
+/* A method takes what was asked for, and writes the next iterate, for finished samples the final one, to slot z. */
+nri_status nri_iterate(nri_solve *s, int z);
+nri_status nri_newton(nri_solve *s, int z);
 
 static inline bool
 nri_solve_running(const nri_solve *s)
@@ -128,12 +132,7 @@ nri_solve_finish(nri_solve *s, int64_t b, nri_reason reason)
     s->finished[b] = true;
 }
 
-/* -------------------------------------------------------------------------------------------------------- newton.c */
-
 /* From `slot.newton` on: the cotangent, its product, the best z, mu of the forward process, a direction. */
 enum { NRI_NEWTON_SIGN, NRI_NEWTON_PRODUCT, NRI_NEWTON_BEST, NRI_NEWTON_MEAN, NRI_NEWTON_DIRECTION, NRI_NEWTON_SLOTS };
-
-/* nri_solve_feed of NRI_NEWTON. */
-nri_status nri_newton_feed(nri_solve *s, int z);
 
 #endif

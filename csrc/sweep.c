@@ -106,7 +106,7 @@ feed(nri_inversion *inv, const nri_tensor *answer, bool *ended)
     if (value) {
         NRI_TRY(evaluate(inv));
     }
-    NRI_TRY(nri_solve_feed(s, Z));
+    NRI_TRY(s->feed(s, Z));
     if (value) {
         NRI_TRY(inv->v->ops->copy(inv->v, M, M_PREV, s->failed));
     }

@@ -68,7 +68,8 @@ def main():
     with tempfile.TemporaryDirectory() as scratch:
         package = Path(scratch) / "nrinv"
         package.mkdir()
-        shutil.copy(ROOT / "nrinv" / "__init__.py", package)
+        for name in ("__init__.py", "__init__.pyi"):
+            shutil.copy(ROOT / "nrinv" / name, package)
         build = ["build_ext", "--build-lib", scratch, "--build-temp", f"{scratch}/temp"]
         environment = {**os.environ, "NRINV_SANITIZE": "1"}
         subprocess.run([sys.executable, "setup.py", "-q", *build], cwd=ROOT, env=environment, check=True)

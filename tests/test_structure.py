@@ -20,7 +20,7 @@ PHASES = ("sweep.c", "absorb.c", "passes.c", "forward.c", "correct.c")
 
 
 def c_uses():
-    """{file: the files whose functions it calls} of csrc."""
+    """{file: the files whose functions or constants it uses} of csrc."""
     texts = {path.name: re.sub(r"/\*.*?\*/", "", path.read_text(), flags=re.DOTALL) for path in CSRC.glob("*.c")}
     owner = {}
     for name, text in texts.items():
@@ -28,6 +28,7 @@ def c_uses():
             if "static" not in returned.split():
                 assert function not in owner, f"{function} is defined in {owner[function]} and {name}"
                 owner[function] = name
+        owner.update((constant, name) for constant in re.findall(r"^const nri_\w+ (\w+) = ", text, re.MULTILINE))
     assert len(owner) > 60
     words = {name: set(re.findall(r"\b\w+\b", text)) for name, text in texts.items()}
     return {name: {owner[word] for word in used & owner.keys()} - {name} for name, used in words.items()}

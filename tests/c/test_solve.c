@@ -118,7 +118,7 @@ solve_with(const map *maps, int B, settings o, bool type_one)
     nri_solve_begin(&s, NULL);
     for (; nri_solve_running(&s) && out.evaluations <= o.max_nfe; out.evaluations++) {
         evaluate(&s, maps, out.evaluations);
-        CHECK(nri_solve_feed(&s, ITERATE) == NRI_OK);
+        CHECK(nri_iterate(&s, ITERATE) == NRI_OK);
         CHECK((s.asks == NRI_NOTHING) == !nri_solve_running(&s) && s.asks != NRI_GRADIENT);
         CHECK(v->ops->copy(v, RESULT, ITERATE, s.finished) == NRI_OK);
     }
@@ -460,7 +460,7 @@ check_skip(void)
     for (int i = 0; i < 2; i++) {
         CHECK(nri_solve_running(&s));
         evaluate(&s, maps, i);
-        CHECK(nri_solve_feed(&s, ITERATE) == NRI_OK);
+        CHECK(nri_iterate(&s, ITERATE) == NRI_OK);
         CHECK(!s.finished[0] && s.finished[1] == (i == 1));
         CHECK(!nri_solve_active(&s, 0) && nri_solve_active(&s, 1) == (i == 0));
     }
