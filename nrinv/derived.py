@@ -97,7 +97,8 @@ class Derived:
     """A copy of a scheduler with some of its methods replaced, of a class derived from its class: configuration, signatures
     and `isinstance` are what the pipeline expects.
 
-    stepped: how often the pipeline has stepped it, which is how often the network was evaluated.
+    stepped: how often the pipeline has stepped it, which is how often the network was evaluated.  `_start_state()` of a
+    subclass: where an img2img pipeline's loop starts, in place of its image with noise; None: with that image.
 
     It serves one call of the pipeline at a time, `entered` by the thread that made it: a stock call in another thread, or
     inside a callback, finds it in the pipeline too.
@@ -118,6 +119,18 @@ class Derived:
         self.entered = True
         self._inner.set_timesteps(*args, **kwargs)
         self.__dict__.update(vars(copy.deepcopy(self._inner)))
+
+    def add_noise(self, original_samples, *args, **kwargs):
+        return self._noisy("add_noise", original_samples, *args, **kwargs)
+
+    def scale_noise(self, sample, *args, **kwargs):
+        return self._noisy("scale_noise", sample, *args, **kwargs)
+
+    def _noisy(self, name, sample, *args, **kwargs):
+        state = self._start_state()
+        if state is None:
+            return getattr(self._inner, name)(sample, *args, **kwargs)
+        return state.detach().reshape(sample.shape).to(sample)
 
     def check_alone(self):
         if self._disturbed:

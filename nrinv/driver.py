@@ -11,7 +11,7 @@ from .images import image_size
 from .inverse import InverseScheduler
 from .known import parameters
 from .layout import learn_layout
-from .session import RandomState, gradients, kept_processors, swapped_scheduler
+from .session import RandomState, gradients, kept_processors, replaced
 
 
 class Driver:
@@ -45,7 +45,7 @@ class Driver:
         own = {name: value for name, value in own.items() if name in known}
         self.random.restore()
         with (
-            swapped_scheduler(pipe, scheduler),
+            replaced(pipe, scheduler=scheduler),
             kept_processors(pipe),
             gradients(pipe, with_gradients) as call_pipe,
             compaction(pipe, lambda: getattr(scheduler, "active", None)),

@@ -94,20 +94,8 @@ class InverseScheduler(Derived):
     def scale_model_input(self, sample, timestep=None):
         return sample if self._request.scale == 1 else sample * self._request.scale
 
-    def add_noise(self, original_samples, *args, **kwargs):
-        if not self._starts():
-            return self._inner.add_noise(original_samples, *args, **kwargs)
-        return self._inject(original_samples)
-
-    def scale_noise(self, sample, *args, **kwargs):
-        return self._inject(sample) if self._starts() else self._inner.scale_noise(sample, *args, **kwargs)
-
-    def _starts(self):
-        """Whether noise is asked for by an img2img pipeline that is about to begin its loop there."""
-        return slices(self._pipe) and self._evaluation == 0
-
-    def _inject(self, sample):
-        return self._latents.detach().reshape(sample.shape).to(sample)
+    def _start_state(self):
+        return self._latents if slices(self._pipe) and self._evaluation == 0 else None
 
     def step(self, *args, **kwargs):
         self.check_alone()

@@ -73,10 +73,8 @@ class LayoutProbe(Derived):
     def scale_model_input(self, sample, timestep=None):
         return sample
 
-    def add_noise(self, original_samples, *args, **kwargs):
-        return self.latents.reshape(original_samples.shape).to(original_samples)
-
-    scale_noise = add_noise
+    def _start_state(self):
+        return self.latents
 
     def step(self, *args, **kwargs):
         self.stepped += 1

@@ -33,17 +33,13 @@ def _uses(node, name):
     return any(_uses(child, name) for child in ast.iter_child_nodes(node))
 
 
-def reads_index(pipe):
-    """Whether the loop over the timesteps reads its own index for more than reports; True if that cannot be known.
+@functools.cache
+def reads_index(cls):
+    """Whether the loop of a pipeline's class reads its own index for more than reports; True if that cannot be known.
 
     Such a loop may do something else in each of its rounds (ControlNets switched on and off, truncated guidance), which the
     timestep alone does not tell: an inversion that visits the timesteps in another order has to be checked.
     """
-    return _reads_index(type(pipe))
-
-
-@functools.cache
-def _reads_index(cls):
     if not cls.__module__.startswith("diffusers."):
         return True
     tree = _call_tree(cls)

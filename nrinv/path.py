@@ -1,5 +1,6 @@
 """Paths between noises, and their centroids; what is drawn from them changes step by step."""
 
+from dataclasses import fields
 from typing import Any, TypeVar, overload
 
 import numpy as np
@@ -143,18 +144,13 @@ def _between_inversions(a, b, num, pipe, *, method, **options):
         for x, y in zip([a.latents, *(a.noises or [])], [b.latents, *(b.noises or [])], strict=True)
     )
     prompt, call = _between_calls(a, b, fractions, pipe)
-    return InversionOutput(
-        latents=latents,
-        noises=noises or None,
-        timesteps=a.timesteps,
-        start=a.start,
-        order=a.order,
-        prompt=prompt,
-        call=call,
-        pipeline=a.pipeline,
-        scheduler=a.scheduler,
-        scheduler_config=a.scheduler_config,
-    )
+    return like_sampler(a, latents=latents, noises=noises or None, prompt=prompt, call=call)
+
+
+def like_sampler(inversion, **own):
+    """An `InversionOutput` of other noises, with the sampler of this one: what is not a sample's stays."""
+    shared = {one.name: getattr(inversion, one.name) for one in fields(inversion) if one.metadata["per"] == "all"}
+    return InversionOutput(**shared, **own)
 
 
 def _same(x, y):
