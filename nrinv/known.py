@@ -52,6 +52,20 @@ REFUSED_SCHEDULERS = {
     "ScoreSdeVeScheduler": f"corrects each state by a step whose length it takes from the network's output; {USE}",
     "ScoreSdeVpScheduler": f"has no step of its own, its pipeline writes the noise in; {USE}",
 }
+# Options with which a scheduler is no linear sampler: the values that do it, what it does then, and what to use instead.
+REFUSED_OPTIONS = {
+    "stages": (
+        lambda n: n not in (None, 1),
+        "stages={} starts anew at each size of its sample",
+        {"stages": 1, "stage_range": [0, 1]},
+    ),
+    "scale_factors": (bool, "scale_factors changes the size of its sample", {"scale_factors": None}),
+    "variance_type": (
+        lambda kind: kind in ("learned", "learned_range"),
+        "variance_type={!r} has the network predict a variance as well",
+        {"variance_type": "fixed_small"},
+    ),
+}
 # Options that make a step nonlinear.
 NONLINEAR_OPTIONS = ("clip_sample", "clip_denoised", "thresholding")
 # What `step` is told by name, and by the loop of the pipelines that have such a scheduler.
