@@ -23,17 +23,12 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__d
 console = Console()
 IMAGE_KINDS = (".png", ".jpg", ".jpeg", ".webp")
 
-
-def _choice(name, names):
-    """Names of the core as a choice of the command line."""
-    return StrEnum(name, {one: one for one in names})
-
-
-Model = _choice("Model", ("turbo", "base"))
-SolverName = _choice("SolverName", _C.SOLVERS)
-Noise = _choice("Noise", _C.NOISES)
-Method = _choice("Method", ("spectral", *_C.PATHS))
-Order = _choice("Order", ("auto", *_C.ORDERS))
+# The values of a StrEnum are the names of its members.
+Model = StrEnum("Model", ("turbo", "base"))
+SolverName = StrEnum("SolverName", _C.SOLVERS)
+Noise = StrEnum("Noise", _C.NOISES)
+Method = StrEnum("Method", ("spectral", *_C.PATHS))
+Order = StrEnum("Order", ("auto", *_C.ORDERS))
 
 
 def _quiet():

@@ -198,12 +198,13 @@ class InverseScheduler(Derived):
         timestep, sample = _number(given["timestep"]), given["sample"]
         if timestep != self._request.timestep:
             self.leave(f"it evaluated timestep {timestep} where {self._request.timestep} was due")
-        if self._evaluation == 0 and proportion(self._sample, sample) != 1 and not self._restarted:
+        first = self._evaluation == 0
+        due = proportion(self._sample, sample) == 1 if first else torch.equal(sample, self._sample.to(sample.dtype))
+        if first and not due and not self._restarted:
             self._restarted = True
             self._move(self.layout.latents(self._sample, self._target))
             raise Left(Repeat())
-        first = self._evaluation == 0
-        if not (proportion(self._sample, sample) == 1 if first else torch.equal(sample, self._sample.to(sample.dtype))):
+        if not due:
             raise ValueError(
                 "pipe: the pipeline, or a callback, changes the latents between its steps (as 4-channel inpainting "
                 "does): that is no longer its scheduler's sampler and cannot be inverted"

@@ -134,19 +134,19 @@ def invert(
         _check_correction(pipe, correction)
     given = {"prompt": prompt, "num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
     pixels, size, call = _read(pipe, image, given, pipe_kwargs, strength)
-    options = {"max_nfe": max_nfe, "noise": noise}
-    task = Task(solver, options, strength=1.0 if slices(pipe) else strength, seed=seed)
     found = []
     for samples, part in call.split(batch_size):
         target = encode_pixels(pipe, pixels[samples], rounds)
         several = isinstance(generator, (list, tuple)) and len(generator) == len(pixels)
         driver = Driver(pipe, target, part, generator[samples] if several else generator, size)
-        least = max(_TOL, torch.finfo(target.dtype).eps / 2)
-        one = replace(task, given={**options, "tol": least if tol is None else tol})
+        options = {"max_nfe": max_nfe, "noise": noise, "tol": tol}
+        if tol is None:
+            options["tol"] = max(_TOL, torch.finfo(target.dtype).eps / 2)
+        task = Task(solver, options, strength=1.0 if slices(pipe) else strength, seed=seed)
         if correct:  # the autoencoder's own error is that of its plain encoding
             plain = encode_pixels(pipe, pixels[samples]) if rounds else target
-            one = replace(one, correction=_with_radii(correction, driver, plain))
-        out = _find(driver, one, order, verify, return_trajectory, return_defects)
+            task = replace(task, correction=_with_radii(correction, driver, plain))
+        out = _find(driver, task, order, verify, return_trajectory, return_defects)
         if correct:
             out = replace(out, psnr_loss=_psnr_loss(driver, pixels[samples], out.corrected))
         found.append(out)
