@@ -20,7 +20,7 @@ from . import _C
 os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 2) // 2)))
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__, add_completion=False)
-console = Console()
+console = Console(highlight=False)
 IMAGE_KINDS = (".png", ".jpg", ".jpeg", ".webp")
 
 # The values of a StrEnum are the names of its members.
@@ -108,7 +108,7 @@ def _command(function):
         try:
             function(**given)
         except (ValueError, OSError) as error:
-            console.print(f"[red]nrinv:[/red] {error}", highlight=False)
+            console.print(f"[red]nrinv:[/red] {error}")
             raise typer.Exit(1) from None
 
     command.__signature__ = inspect.Signature([*options.values(), *shared.values()])
@@ -139,7 +139,7 @@ def demo(
     """Invert an image with the embedded model, draw it again, edit it; show errors and costs."""
     from .demo import run
 
-    run(model.value, image=image, prompt=prompt, edit=edit, steps=steps, out=out, console=console)
+    run(model.value, image=image, prompt=prompt, edit=edit, steps=steps, out=out, console=Console())
 
 
 @_command
@@ -188,8 +188,7 @@ def invert(
     measured = f", error {inv.error[0]:.2e}" if inv.error[0] == inv.error[0] else ""
     console.print(
         f"{output}: {inv.nfe[0]} network evaluations, largest residual {inv.residuals.max():.1e}{measured}, "
-        f"ended with {inv.reasons[0]}",
-        highlight=False,
+        f"ended with {inv.reasons[0]}"
     )
 
 
@@ -210,7 +209,7 @@ def generate(
     inv = load(inversion)
     pipe = _load_pipeline(model, dtype)
     run(pipe, inv, prompt, replay=replay).images[0].save(output)
-    console.print(f"{output}: {inv.prompt if prompt is None else prompt!r}", highlight=False)
+    console.print(f"{output}: {inv.prompt if prompt is None else prompt!r}")
 
 
 @_command
@@ -229,16 +228,15 @@ def edit(
     """Invert an image and draw it with another prompt."""
     from PIL import Image
 
-    from .pipeline import generate as draw
-    from .pipeline import invert as run
+    from . import pipeline
 
     _check_image("image", image)
     _check_output(output)
     if mask is not None:
         _check_image("mask", mask)
     pipe, call, generator = drawing.load(seed)
-    keep = mask is not None or edit_strength != 1
-    inv = run(pipe, image, prompt, generator=generator, seed=seed, max_nfe=max_nfe, return_trajectory=keep, **call)
+    call["return_trajectory"] = mask is not None or edit_strength != 1
+    inv = pipeline.invert(pipe, image, prompt, generator=generator, seed=seed, max_nfe=max_nfe, **call)
     options = {"edit_strength": edit_strength}
     if mask is not None:
         with Image.open(mask) as opened:
@@ -246,8 +244,8 @@ def edit(
     if edit_guidance is not None:
         options["guidance_scale"] = edit_guidance
     generator.manual_seed(seed)
-    draw(pipe, inv, to, generator=generator, **options).images[0].save(output)
-    console.print(f"{output}: {prompt!r} to {to!r}, {inv.nfe[0]} network evaluations", highlight=False)
+    pipeline.generate(pipe, inv, to, generator=generator, **options).images[0].save(output)
+    console.print(f"{output}: {prompt!r} to {to!r}, {inv.nfe[0]} network evaluations")
 
 
 @_command
@@ -268,9 +266,7 @@ def interpolate(
     """Draw the images between two images."""
     from diffusers.utils import export_to_video, make_image_grid
 
-    from .path import interpolate as between
-    from .pipeline import generate as draw
-    from .pipeline import invert as run
+    from . import path, pipeline
 
     _check_image("A", first)
     _check_image("B", second)
@@ -281,9 +277,9 @@ def interpolate(
         raise ValueError(f"num must be a whole number of at least 2, both ends included, got {num}")
     pipe, call, generator = drawing.load(seed)
     prompts = [prompt, prompt if to is None else to]
-    inv = run(pipe, [first, second], prompts, generator=generator, seed=seed, max_nfe=max_nfe, **call)
-    path = between(*inv.split(), num, method=method.value, seed=seed, pipe=pipe)
-    images = draw(pipe, path).images
+    inv = pipeline.invert(pipe, [first, second], prompts, generator=generator, seed=seed, max_nfe=max_nfe, **call)
+    points = path.interpolate(*inv.split(), num, method=method.value, seed=seed, pipe=pipe)
+    images = pipeline.generate(pipe, points).images
     film = [*images, *images[-2:0:-1]]  # there and back
     if output.suffix.lower() == ".gif":
         film[0].save(output, save_all=True, append_images=film[1:], duration=120, loop=0)
@@ -291,7 +287,7 @@ def interpolate(
         export_to_video(film, str(output), fps=8)
     else:
         make_image_grid(images, 1, num).save(output)
-    console.print(f"{output}: {num} images, {inv.nfe.sum()} network evaluations to invert two", highlight=False)
+    console.print(f"{output}: {num} images, {inv.nfe.sum()} network evaluations to invert two")
 
 
 @_command
@@ -320,6 +316,5 @@ def rare(
     sheet(out.images, columns=min(num, 8)).save(output)
     console.print(
         f"{output}: {num} drawings from {len(paths)} images; similarity {out.similarity.mean():.2f}, novelty "
-        f"{out.novelty.mean():.2f}, diversity {out.diversity:.2f} by the embedded scorer, which knows icons",
-        highlight=False,
+        f"{out.novelty.mean():.2f}, diversity {out.diversity:.2f} by the embedded scorer, which knows icons"
     )

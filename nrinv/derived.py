@@ -76,18 +76,9 @@ def _absent(name):
 @functools.cache
 def _derive(cls, scheduler_class):
     """`cls` on top of scheduler_class, with the latter's signatures: pipelines look at them to decide what to pass."""
-
-    def with_signature(name):
-        method = getattr(cls, name)
-
-        @functools.wraps(method)
-        def call(self, *args, **kwargs):
-            return method(self, *args, **kwargs)
-
-        call.__signature__ = inspect.signature(getattr(scheduler_class, name))
-        return call
-
-    members = {name: with_signature(name) for name in ("step", "set_timesteps") if hasattr(cls, name)}
+    members = {name: rebind(getattr(cls, name)) for name in ("step", "set_timesteps")}
+    for name, method in members.items():
+        method.__signature__ = inspect.signature(getattr(scheduler_class, name))
     # Pipelines also look at which methods there are.
     members.update({name: _absent(name) for name in OPTIONAL_METHODS if not hasattr(scheduler_class, name)})
     return type(cls.__name__, (cls, scheduler_class), {**members, "__module__": cls.__module__})

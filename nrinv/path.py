@@ -104,7 +104,8 @@ def _detached(x):
 def _points(a, b, fractions, *, seed, method, spacing):
     a, b = _detached(a), _detached(b)
     if not isinstance(a, (torch.Tensor, np.ndarray)) or a.ndim < 2:
-        raise ValueError(f"a must be a tensor or an array [B, ...], got {_describe(a)}")
+        got = f"shape {tuple(a.shape)}" if hasattr(a, "shape") else type(a).__name__
+        raise ValueError(f"a must be a tensor or an array [B, ...], got {got}")
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     direction = np.random.default_rng(seed).standard_normal(tuple(a.shape), dtype=np.float32)
@@ -117,10 +118,6 @@ def _points(a, b, fractions, *, seed, method, spacing):
     as_float = [torch.as_tensor(x).float() for x in (a, b, direction)]
     points = spectral_points(as_float[0], as_float[1], fractions, as_float[2])
     return points.to(a.dtype) if torch_like else points.numpy().astype(a.dtype), np.full(len(a), np.nan)
-
-
-def _describe(x):
-    return f"shape {tuple(x.shape)}" if hasattr(x, "shape") else type(x).__name__
 
 
 # ---------------------------------------------------------------------------------------------------- between inversions
