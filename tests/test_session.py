@@ -118,6 +118,18 @@ def test_samples_that_come_as_a_list():
     assert [float(one[0]) for one in out] == [0, 4, 6]
 
 
+@pytest.mark.parametrize("active", [[False, True], [False, False, True]])
+def test_arguments_or_outputs_as_many_as_samples_are_no_list_of_samples(active):
+    class Lists(torch.nn.Module):
+        def forward(self, x, t, text):
+            return ([one * 2 + len(x) + text[i] for i, one in enumerate(x)],)
+
+    network, n = Lists(), len(active)
+    with compaction(Fake(transformer=network), lambda: np.array(active)):
+        (out,) = network([torch.ones(2)] * n, torch.ones(n), text=[torch.ones(2)] * n)
+    assert [float(one[0]) for one in out] == [4.0 * runs for runs in active]
+
+
 def test_a_batch_evaluates_what_its_samples_need(turbo, held_out):
     """Mixed difficulty: the evaluations add up to those of single runs, in whole calls of the network."""
     images, captions, _ = held_out
