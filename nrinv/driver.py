@@ -23,7 +23,7 @@ class Driver:
     """
 
     def __init__(self, pipe, target, call, generator, size=(None, None)):
-        self.pipe, self.target, self.generator = pipe, target, generator
+        self.pipe, self.name, self.target, self.generator = pipe, type(pipe).__name__, target, generator
         size = image_size(pipe, target, height=size[0], width=size[1])
         missing = {name: n for name, n in size.items() if call.get(name) is None}
         embedded = any("prompt_embeds" in name and not name.startswith("negative") for name in call)
@@ -33,10 +33,6 @@ class Driver:
         self.arguments = self.call.spread().for_pipeline(pipe)
         self.random = RandomState(generator)
         self.evaluations = 0
-
-    @property
-    def name(self):
-        return type(self.pipe).__name__
 
     def run(self, scheduler, start, *, with_gradients=False):
         """One call of the pipeline: the outcome with which the scheduler has left it, None if it has returned by itself."""
