@@ -467,6 +467,7 @@ def _check_correction(pipe, given, order="auto"):
 
 
 def _with_radii(correction, driver, encoded):
+    """The correction with its radius as norms [B], in multiples of the autoencoder's error in what is encoded."""
     if correction.radius is None:
         return correction
     own = round_trip_error(driver.pipe, encoded, driver.call.get("height"), driver.call.get("width"))
