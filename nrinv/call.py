@@ -76,7 +76,7 @@ class Call(dict):
 
     def like(self, arguments, **changed):
         """A call with other arguments of the same kind."""
-        return Call(arguments, **{"batch": self.batch, "nets": self.nets, "shared": self.shared, **changed})
+        return Call(arguments, **{**vars(self), **changed})
 
     def part(self, samples):
         """The call that draws some of the images, a range of them; each has its own entries then."""
@@ -112,18 +112,13 @@ class Call(dict):
 
     def spread(self):
         """One prompt for all becomes one for each: pipelines take the batch size from the prompt."""
-        count = self.entries
-
-        def each(name, value):
-            if not _is_prompt(name) or count == 1:
-                return value
-            if isinstance(value, str):
-                return [value] * count
-            if isinstance(value, torch.Tensor) and value.ndim and value.shape[0] == 1:
-                return value.repeat(count, *(1 for _ in value.shape[1:]))
-            return value
-
-        return self.like({name: each(name, value) for name, value in self.items()})
+        call, count = self.like(self), self.entries
+        for name, value in self.items() if count > 1 else ():
+            if _is_prompt(name) and isinstance(value, str):
+                call[name] = [value] * count
+            elif _is_prompt(name) and isinstance(value, torch.Tensor) and value.ndim and value.shape[0] == 1:
+                call[name] = value.repeat(count, *(1 for _ in value.shape[1:]))
+        return call
 
     def with_prompt(self, prompt):
         """The call with another prompt: the embeddings of the old one would win over it."""

@@ -1,44 +1,49 @@
 """Networks evaluate only the samples that still run."""
 
+import copy
+import itertools
 import threading
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import torch
 
 from .known import POSITIONS, modules
 
 
-def _select(value, rows, mask, lists):
-    """The running samples' rows of an argument of a network; lists: whether samples come as lists of tensors."""
+def _mapped(function, value, rows, lists):
+    """`value` with a function of the tensors in it that have so many rows; lists: whether samples come as lists of tensors.
+
+    What holds them is copied: dictionaries, BaseOutput among them, lists and tuples.
+    """
     if isinstance(value, torch.Tensor):
-        return value[mask.to(value.device)] if value.ndim and value.shape[0] == rows else value
+        return function(value) if value.ndim and value.shape[0] == rows else value
     if isinstance(value, dict):
-        return {name: _select(one, rows, mask, lists) for name, one in value.items()}
+        found = copy.copy(value)
+        for name, one in value.items():
+            found[name] = _mapped(function, one, rows, lists)
+        return found
     if isinstance(value, (list, tuple)):
-        if lists and len(value) == rows:
-            return type(value)(one for one, runs in zip(value, mask.tolist(), strict=True) if runs)
-        return type(value)(_select(one, rows, mask, lists) for one in value)
+        whole = lists and len(value) == rows
+        return type(value)(function(value) if whole else (_mapped(function, one, rows, lists) for one in value))
     return value
 
 
-def _scatter(value, mask, lists):
-    """A network's output for all samples, zero where it has not been evaluated."""
+def _select(value, mask):
+    """The rows, or list entries, of the samples that run."""
     if isinstance(value, torch.Tensor):
-        if not value.ndim or value.shape[0] != int(mask.sum()):
-            return value
+        return value[mask.to(value.device)]
+    return itertools.compress(value, mask.tolist())
+
+
+def _scatter(value, mask):
+    """Rows, or list entries, for all samples, zero where the network has not been evaluated."""
+    if isinstance(value, torch.Tensor):
         whole = value.new_zeros((len(mask), *value.shape[1:]))
         whole[mask.to(value.device)] = value
         return whole
-    if isinstance(value, dict):  # BaseOutput among them
-        for name in list(value):
-            value[name] = _scatter(value[name], mask, lists)
-        return value
-    if isinstance(value, (list, tuple)):
-        if lists and len(value) == int(mask.sum()):
-            running = iter(value)
-            return type(value)(next(running) if runs else torch.zeros_like(value[0]) for runs in mask.tolist())
-        return type(value)(_scatter(one, mask, lists) for one in value)
-    return value
+    running = iter(value)
+    return (next(running) if runs else torch.zeros_like(value[0]) for runs in mask.tolist())
 
 
 def _tensors(value):
@@ -71,16 +76,15 @@ class _Compaction:
         if any(x.ndim > 2 and x.shape[0] != rows and x.shape[0] % rows == 0 for x in _tensors([args, kwargs])):
             return None
         self._mask = torch.from_numpy(active).repeat(rows // len(active))
-        fixed = {name: one for name, one in kwargs.items() if name in POSITIONS}
-        args, kwargs = _select((args, kwargs), rows, self._mask, self._lists)
-        return args, {**kwargs, **fixed}
+        select = partial(_mapped, partial(_select, mask=self._mask), rows=rows, lists=self._lists)
+        kwargs = {name: one if name in POSITIONS else select(one) for name, one in kwargs.items()}
+        return tuple(map(select, args)), kwargs
 
     def after(self, module, args, kwargs, output):
-        return (
-            None
-            if self._mask is None or threading.get_ident() != self._thread
-            else _scatter(output, self._mask, self._lists)
-        )
+        if self._mask is None or threading.get_ident() != self._thread:
+            return None
+        scatter = partial(_mapped, partial(_scatter, mask=self._mask), rows=int(self._mask.sum()), lists=self._lists)
+        return tuple(map(scatter, output)) if isinstance(output, tuple) else scatter(output)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from .images import decode, encode, psnr, read_images
 from .models import CALLS, SIZE, demo_images, demo_pipeline
 from .pipeline import generate, invert
 from .plots import sheet
+from .session import replaced
 from .solver import Solver
 
 IMAGE, EDIT = "owl_noto", "dog face, noto style"
@@ -20,22 +21,17 @@ NAIVE = {"solver": Solver("fixed_point", predictor=False, rounds=0), "max_nfe": 
 
 @contextmanager
 def network_time(pipe):
-    """Counts the UNet's calls and the seconds spent in it."""
-    spent = {"calls": 0, "seconds": 0.0, "begin": 0.0}
+    """A list to which each call of the UNet adds the seconds it takes."""
+    seconds, forward = [], pipe.unet.forward
 
-    def before(module, args):
-        spent["begin"] = time.perf_counter()
+    def timed(*args, **kwargs):
+        begin = time.perf_counter()
+        output = forward(*args, **kwargs)
+        seconds.append(time.perf_counter() - begin)
+        return output
 
-    def after(module, args, output):
-        spent["calls"] += 1
-        spent["seconds"] += time.perf_counter() - spent["begin"]
-
-    hooks = [pipe.unet.register_forward_pre_hook(before), pipe.unet.register_forward_hook(after)]
-    try:
-        yield spent
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with replaced(pipe.unet, forward=timed):
+        yield seconds
 
 
 def _choose(image, prompt):
@@ -45,11 +41,6 @@ def _choose(image, prompt):
         return image, prompt
     chosen = next(one for one in demo_images(None) if one.name == IMAGE)
     return chosen.image, prompt or chosen.caption
-
-
-def _pixels(pipe, image):
-    """The image as the pipeline sees it, [1, 3, H, W] in 0..1."""
-    return read_images(pipe, image, height=SIZE, width=SIZE) / 2 + 0.5
 
 
 def run(model, *, image, prompt, edit, steps, out, console):
@@ -76,19 +67,19 @@ def run(model, *, image, prompt, edit, steps, out, console):
         pipe = demo_pipeline(model)
         if model == "base":
             pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
-        target = _pixels(pipe, image)
-        round_trip = decode(pipe, encode(pipe, image, height=SIZE, width=SIZE))
+        size = {"height": SIZE, "width": SIZE}
+        target = read_images(pipe, image, **size) / 2 + 0.5  # as the pipeline sees it, [1, 3, H, W] in 0..1
+        round_trip = decode(pipe, encode(pipe, image, **size))
 
         def inverted(what, **options):
             begin(what)
             started = time.perf_counter()
-            size = {"height": SIZE, "width": SIZE}
-            with network_time(pipe) as spent:
+            with network_time(pipe) as calls:
                 inv = invert(pipe, image, prompt, callback_on_step_end=count, **size, **sampler, **options)
-            seconds = time.perf_counter() - started
+            inside, whole = sum(calls), time.perf_counter() - started
             begin("draw", steps)
             drawn = generate(pipe, inv, callback_on_step_end=count, output_type="pt").images.float().cpu()
-            return inv, drawn, spent, seconds - spent["seconds"]
+            return inv, drawn, inside, whole - inside
 
         runs = {"naive": inverted("naive inversion", **NAIVE), "nrinv": inverted("inversion")}
         inv = runs["nrinv"][0]
@@ -131,15 +122,8 @@ def _summary_table(runs, target, round_trip):
     for name in ("NFE", "vs VAE", "vs image", "norm", "network s", "other s"):
         table.add_column(name, justify="right")
     table.add_row("VAE round trip", "", "", f"{psnr(round_trip, target)[0]:.2f}", "", "", "")
-    for name, (inv, drawn, spent, outside) in runs.items():
+    for name, (inv, drawn, inside, outside) in runs.items():
         norm = inv.latents.float().norm() / inv.latents.numel() ** 0.5
-        table.add_row(
-            name,
-            str(inv.nfe[0]),
-            f"{psnr(drawn, round_trip)[0]:.2f}",
-            f"{psnr(drawn, target)[0]:.2f}",
-            f"{norm:.2f}",
-            f"{spent['seconds']:.2f}",
-            f"{outside:.2f}",
-        )
+        figures = psnr(drawn, round_trip)[0], psnr(drawn, target)[0], norm, inside, outside
+        table.add_row(name, str(inv.nfe[0]), *(f"{one:.2f}" for one in figures))
     return table

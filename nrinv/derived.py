@@ -76,18 +76,9 @@ def _absent(name):
 @functools.cache
 def _derive(cls, scheduler_class):
     """`cls` on top of scheduler_class, with the latter's signatures: pipelines look at them to decide what to pass."""
-
-    def with_signature(name):
-        method = getattr(cls, name)
-
-        @functools.wraps(method)
-        def call(self, *args, **kwargs):
-            return method(self, *args, **kwargs)
-
-        call.__signature__ = inspect.signature(getattr(scheduler_class, name))
-        return call
-
-    members = {name: with_signature(name) for name in ("step", "set_timesteps") if hasattr(cls, name)}
+    members = {name: rebind(getattr(cls, name)) for name in ("step", "set_timesteps")}
+    for name, method in members.items():
+        method.__signature__ = inspect.signature(getattr(scheduler_class, name))
     # Pipelines also look at which methods there are.
     members.update({name: _absent(name) for name in OPTIONAL_METHODS if not hasattr(scheduler_class, name)})
     return type(cls.__name__, (cls, scheduler_class), {**members, "__module__": cls.__module__})
@@ -97,7 +88,8 @@ class Derived:
     """A copy of a scheduler with some of its methods replaced, of a class derived from its class: configuration, signatures
     and `isinstance` are what the pipeline expects.
 
-    stepped: how often the pipeline has stepped it, which is how often the network was evaluated.
+    stepped: how often the pipeline has stepped it, which is how often the network was evaluated.  `_start_state()` of a
+    subclass: where an img2img pipeline's loop starts, in place of its image with noise; None: with that image.
 
     It serves one call of the pipeline at a time, `entered` by the thread that made it: a stock call in another thread, or
     inside a callback, finds it in the pipeline too.
@@ -118,6 +110,18 @@ class Derived:
         self.entered = True
         self._inner.set_timesteps(*args, **kwargs)
         self.__dict__.update(vars(copy.deepcopy(self._inner)))
+
+    def add_noise(self, original_samples, *args, **kwargs):
+        return self._noisy("add_noise", original_samples, *args, **kwargs)
+
+    def scale_noise(self, sample, *args, **kwargs):
+        return self._noisy("scale_noise", sample, *args, **kwargs)
+
+    def _noisy(self, name, sample, *args, **kwargs):
+        state = self._start_state()
+        if state is None:
+            return getattr(self._inner, name)(sample, *args, **kwargs)
+        return state.detach().reshape(sample.shape).to(sample)
 
     def check_alone(self):
         if self._disturbed:

@@ -11,7 +11,7 @@ from .images import image_size
 from .inverse import InverseScheduler
 from .known import parameters
 from .layout import learn_layout
-from .session import RandomState, gradients, kept_processors, swapped_scheduler
+from .session import RandomState, gradients, kept_processors, replaced
 
 
 class Driver:
@@ -23,7 +23,7 @@ class Driver:
     """
 
     def __init__(self, pipe, target, call, generator, size=(None, None)):
-        self.pipe, self.target, self.generator = pipe, target, generator
+        self.pipe, self.name, self.target, self.generator = pipe, type(pipe).__name__, target, generator
         size = image_size(pipe, target, height=size[0], width=size[1])
         missing = {name: n for name, n in size.items() if call.get(name) is None}
         embedded = any("prompt_embeds" in name and not name.startswith("negative") for name in call)
@@ -34,10 +34,6 @@ class Driver:
         self.random = RandomState(generator)
         self.evaluations = 0
 
-    @property
-    def name(self):
-        return type(self.pipe).__name__
-
     def run(self, scheduler, start, *, with_gradients=False):
         """One call of the pipeline: the outcome with which the scheduler has left it, None if it has returned by itself."""
         pipe, known = self.pipe, parameters(self.pipe)
@@ -45,7 +41,7 @@ class Driver:
         own = {name: value for name, value in own.items() if name in known}
         self.random.restore()
         with (
-            swapped_scheduler(pipe, scheduler),
+            replaced(pipe, scheduler=scheduler),
             kept_processors(pipe),
             gradients(pipe, with_gradients) as call_pipe,
             compaction(pipe, lambda: getattr(scheduler, "active", None)),

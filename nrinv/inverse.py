@@ -94,20 +94,8 @@ class InverseScheduler(Derived):
     def scale_model_input(self, sample, timestep=None):
         return sample if self._request.scale == 1 else sample * self._request.scale
 
-    def add_noise(self, original_samples, *args, **kwargs):
-        if not self._starts():
-            return self._inner.add_noise(original_samples, *args, **kwargs)
-        return self._inject(original_samples)
-
-    def scale_noise(self, sample, *args, **kwargs):
-        return self._inject(sample) if self._starts() else self._inner.scale_noise(sample, *args, **kwargs)
-
-    def _starts(self):
-        """Whether noise is asked for by an img2img pipeline that is about to begin its loop there."""
-        return slices(self._pipe) and self._evaluation == 0
-
-    def _inject(self, sample):
-        return self._latents.detach().reshape(sample.shape).to(sample)
+    def _start_state(self):
+        return self._latents if slices(self._pipe) and self._evaluation == 0 else None
 
     def step(self, *args, **kwargs):
         self.check_alone()
@@ -210,12 +198,13 @@ class InverseScheduler(Derived):
         timestep, sample = _number(given["timestep"]), given["sample"]
         if timestep != self._request.timestep:
             self.leave(f"it evaluated timestep {timestep} where {self._request.timestep} was due")
-        if self._evaluation == 0 and proportion(self._sample, sample) != 1 and not self._restarted:
+        first = self._evaluation == 0
+        due = proportion(self._sample, sample) == 1 if first else torch.equal(sample, self._sample.to(sample.dtype))
+        if first and not due and not self._restarted:
             self._restarted = True
             self._move(self.layout.latents(self._sample, self._target))
             raise Left(Repeat())
-        first = self._evaluation == 0
-        if not (proportion(self._sample, sample) == 1 if first else torch.equal(sample, self._sample.to(sample.dtype))):
+        if not due:
             raise ValueError(
                 "pipe: the pipeline, or a callback, changes the latents between its steps (as 4-channel inpainting "
                 "does): that is no longer its scheduler's sampler and cannot be inverted"

@@ -52,6 +52,20 @@ REFUSED_SCHEDULERS = {
     "ScoreSdeVeScheduler": f"corrects each state by a step whose length it takes from the network's output; {USE}",
     "ScoreSdeVpScheduler": f"has no step of its own, its pipeline writes the noise in; {USE}",
 }
+# Options with which a scheduler is no linear sampler: the values that do it, what it does then, and what to use instead.
+REFUSED_OPTIONS = {
+    "stages": (
+        lambda n: n not in (None, 1),
+        "stages={} starts anew at each size of its sample",
+        {"stages": 1, "stage_range": [0, 1]},
+    ),
+    "scale_factors": (bool, "scale_factors changes the size of its sample", {"scale_factors": None}),
+    "variance_type": (
+        lambda kind: kind in ("learned", "learned_range"),
+        "variance_type={!r} has the network predict a variance as well",
+        {"variance_type": "fixed_small"},
+    ),
+}
 # Options that make a step nonlinear.
 NONLINEAR_OPTIONS = ("clip_sample", "clip_denoised", "thresholding")
 # What `step` is told by name, and by the loop of the pipelines that have such a scheduler.
@@ -128,22 +142,25 @@ def modules(pipe) -> list[torch.nn.Module]:
     return [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
 
 
+def _first(pipe, names, default=None):
+    return next((one for one in (getattr(pipe, name, None) for name in names) if one is not None), default)
+
+
 def network(pipe):
     """The network that is evaluated in the loop."""
-    for name in NETWORKS:
-        if getattr(pipe, name, None) is not None:
-            return getattr(pipe, name)
-    raise ValueError(f"pipe: {type(pipe).__name__} has neither a unet nor a transformer")
+    if (found := _first(pipe, NETWORKS)) is None:
+        raise ValueError(f"pipe: {type(pipe).__name__} has neither a unet nor a transformer")
+    return found
 
 
 def autoencoder(pipe):
     """The pipeline's autoencoder, None if it has none."""
-    return next((part for part in (getattr(pipe, name, None) for name in AUTOENCODERS) if part is not None), None)
+    return _first(pipe, AUTOENCODERS)
 
 
 def scale_factor(pipe) -> int:
     """Pixels of an image per latent."""
-    return next((int(n) for n in (getattr(pipe, name, None) for name in SCALE_FACTORS) if n is not None), 8)
+    return int(_first(pipe, SCALE_FACTORS, 8))
 
 
 def packs(pipe) -> bool:
@@ -187,7 +204,7 @@ def check_pipeline(pipe) -> None:
         raise ValueError(f"pipe: {name} has no scheduler of its own; give the pipelines it is made of")
     if "latents" not in known and "strength" not in known:
         raise ValueError(f"pipe: {name} takes no latents, so nothing can be drawn from the noise that would be found")
-    part = next((one for one in (getattr(pipe, name, None) for name in ("unet", "transformer")) if one is not None), None)
+    part = _first(pipe, ("unet", "transformer"))
     if "mask_image" in known and part is not None:
         taken = part.config.get("in_channels")
         if taken == (part.config.get("out_channels") or taken):

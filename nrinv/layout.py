@@ -73,10 +73,8 @@ class LayoutProbe(Derived):
     def scale_model_input(self, sample, timestep=None):
         return sample
 
-    def add_noise(self, original_samples, *args, **kwargs):
-        return self.latents.reshape(original_samples.shape).to(original_samples)
-
-    scale_noise = add_noise
+    def _start_state(self):
+        return self.latents
 
     def step(self, *args, **kwargs):
         self.stepped += 1
@@ -123,24 +121,12 @@ def pack(pipe, z, height, width):
         drawn.append(z.reshape(shape))
         return drawn[-1]
 
-    known = {
-        "batch_size": z.shape[0],
-        "num_channels_latents": z.shape[1],
-        "num_latents_channels": z.shape[1],
-        "height": height,
-        "width": width,
-        "num_frames": 1,
-        "layers": 1,
-        "dtype": z.dtype,
-        "device": z.device,
-        "generator": None,
-        "latents": None,
-        "image": None,
-    }
+    known = {"height": height, "width": width, "batch_size": z.shape[0], "dtype": z.dtype, "device": z.device}
+    known |= dict.fromkeys(("num_channels_latents", "num_latents_channels"), z.shape[1])
+    known |= {"num_frames": 1, "layers": 1, "generator": None, "latents": None, "image": None}
     prepare = rebind(type(pipe).prepare_latents, randn_tensor=draw)
-    names = [name for name in inspect.signature(prepare).parameters if name != "self"]
     try:
-        packed = prepare(pipe, **{name: known[name] for name in names if name in known})
+        packed = prepare(pipe, **{name: known[name] for name in inspect.signature(prepare).parameters if name in known})
     except (TypeError, RuntimeError, AttributeError) as error:
         raise ValueError(
             f"image: {type(pipe).__name__} lays its latents out in a way that cannot be read off it; give latents as its "

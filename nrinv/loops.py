@@ -8,10 +8,6 @@ import textwrap
 from .known import HARMLESS_CALLS
 
 
-def _names(node):
-    return {one.id for one in ast.walk(node) if isinstance(one, ast.Name)}
-
-
 def _called(node):
     calls = [one.func for one in ast.walk(node) if isinstance(one, ast.Call)]
     return {func.attr if isinstance(func, ast.Attribute) else getattr(func, "id", "?") for func in calls}
@@ -33,24 +29,18 @@ def _uses(node, name):
     return any(_uses(child, name) for child in ast.iter_child_nodes(node))
 
 
-def reads_index(pipe):
-    """Whether the loop over the timesteps reads its own index for more than reports; True if that cannot be known.
+@functools.cache
+def reads_index(cls):
+    """Whether the loop of a pipeline's class reads its own index for more than reports; True if that cannot be known.
 
     Such a loop may do something else in each of its rounds (ControlNets switched on and off, truncated guidance), which the
     timestep alone does not tell: an inversion that visits the timesteps in another order has to be checked.
     """
-    return _reads_index(type(pipe))
-
-
-@functools.cache
-def _reads_index(cls):
     if not cls.__module__.startswith("diffusers."):
         return True
     tree = _call_tree(cls)
-    if tree is None:
-        return True
     slices = [node for node in ast.walk(tree) if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Slice)]
-    if not hasattr(cls, "num_timesteps") and any(_names(node.value) & {"timesteps"} for node in slices):
+    if not hasattr(cls, "num_timesteps") and any(_uses(node.value, "timesteps") for node in slices):
         return True  # it takes some of the timesteps, and does not tell how many
     loops = _step_loops(tree)
     for loop in loops:
@@ -61,11 +51,11 @@ def _reads_index(cls):
 
 
 def _call_tree(cls):
-    """The syntax tree of the pipeline's call; None if its source cannot be had."""
+    """The syntax tree of the pipeline's call; an empty one if its source cannot be had."""
     try:
         return ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(cls.__call__))))
     except (OSError, TypeError, SyntaxError):
-        return None
+        return ast.parse("")
 
 
 def _step_loops(tree):
@@ -77,11 +67,6 @@ def _step_loops(tree):
 @functools.cache
 def guides_each_step(cls):
     """Whether the loop of a pipeline's class reads `guidance_scale` from the pipeline in each of its rounds."""
-    tree = _call_tree(cls)
-    read = [
-        node.attr
-        for loop in (_step_loops(tree) if tree else [])
-        for node in ast.walk(loop)
-        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
-    ]
-    return bool({"guidance_scale", "_guidance_scale"} & set(read))
+    nodes = [node for loop in _step_loops(_call_tree(cls)) for node in ast.walk(loop)]
+    read = {one.attr for one in nodes if isinstance(one, ast.Attribute) and isinstance(one.ctx, ast.Load)}
+    return not read.isdisjoint(("guidance_scale", "_guidance_scale"))

@@ -1,5 +1,6 @@
 """Paths between noises, and their centroids; what is drawn from them changes step by step."""
 
+from dataclasses import fields
 from typing import Any, TypeVar, overload
 
 import numpy as np
@@ -103,7 +104,8 @@ def _detached(x):
 def _points(a, b, fractions, *, seed, method, spacing):
     a, b = _detached(a), _detached(b)
     if not isinstance(a, (torch.Tensor, np.ndarray)) or a.ndim < 2:
-        raise ValueError(f"a must be a tensor or an array [B, ...], got {_describe(a)}")
+        got = f"shape {tuple(a.shape)}" if hasattr(a, "shape") else type(a).__name__
+        raise ValueError(f"a must be a tensor or an array [B, ...], got {got}")
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     direction = np.random.default_rng(seed).standard_normal(tuple(a.shape), dtype=np.float32)
@@ -116,10 +118,6 @@ def _points(a, b, fractions, *, seed, method, spacing):
     as_float = [torch.as_tensor(x).float() for x in (a, b, direction)]
     points = spectral_points(as_float[0], as_float[1], fractions, as_float[2])
     return points.to(a.dtype) if torch_like else points.numpy().astype(a.dtype), np.full(len(a), np.nan)
-
-
-def _describe(x):
-    return f"shape {tuple(x.shape)}" if hasattr(x, "shape") else type(x).__name__
 
 
 # ---------------------------------------------------------------------------------------------------- between inversions
@@ -143,18 +141,13 @@ def _between_inversions(a, b, num, pipe, *, method, **options):
         for x, y in zip([a.latents, *(a.noises or [])], [b.latents, *(b.noises or [])], strict=True)
     )
     prompt, call = _between_calls(a, b, fractions, pipe)
-    return InversionOutput(
-        latents=latents,
-        noises=noises or None,
-        timesteps=a.timesteps,
-        start=a.start,
-        order=a.order,
-        prompt=prompt,
-        call=call,
-        pipeline=a.pipeline,
-        scheduler=a.scheduler,
-        scheduler_config=a.scheduler_config,
-    )
+    return like_sampler(a, latents=latents, noises=noises or None, prompt=prompt, call=call)
+
+
+def like_sampler(inversion, **own):
+    """An `InversionOutput` of other noises, with the sampler of this one: what is not a sample's stays."""
+    shared = {one.name: getattr(inversion, one.name) for one in fields(inversion) if one.metadata["per"] == "all"}
+    return InversionOutput(**shared, **own)
 
 
 def _same(x, y):

@@ -18,7 +18,7 @@ from .layout import closeness
 from .loops import guides_each_step, reads_index
 from .plan import Correction, Task
 from .replay import Recorder, ReplayScheduler, norms
-from .session import exclusively, swapped_scheduler, without_gradients
+from .session import exclusively, replaced, without_gradients
 from .solver import Method, Solver, as_solver
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 ORDERS = ("auto", *_C.ORDERS)
 CORRECTION_NOISES = ("random", "inverted")
-# How `invert` corrects: what `correct` does by default.
-_CORRECTION = {"rounds": 2, "radius": 2.0, "noise": "random", "seed": 0}
+# What an inversion says just as the machine has found it.
+_FOUND = ("residuals", "step_nfe", "nfe", "restarts", "rejected", "failed", "reasons", "error", "trajectory", "moved")
 # Rounds of encode="refined": where the embedded autoencoder comes nearest to 28 images that it has not seen, in dB 30.9 at 0,
 # 32.2 at 1, 32.5 at 2, 32.8 at 4, 32.9 at 8, 32.6 at 16, 32.2 at 32.
 REFINED = 8
@@ -130,22 +130,24 @@ def invert(
     if image is None and "image" not in parameters(pipe):
         image = pipe_kwargs.pop("image", None)
     _check_options(pipe, strength, num_inference_steps, seed, order, batch_size, pipe_kwargs)
+    correction = Correction(correct)
     if correct:
-        _check_correction(pipe, correct, **_CORRECTION)
-    pixels = _read(pipe, image, pipe_kwargs)
+        _check_correction(pipe, correction)
     given = {"prompt": prompt, "num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
-    call = _call(pipe, image, given, pipe_kwargs, len(pixels), strength)
-    options = {"max_nfe": max_nfe, "noise": noise}
-    task = Task(solver, options, strength=1.0 if slices(pipe) else strength, seed=seed)
+    pixels, size, call = _read(pipe, image, given, pipe_kwargs, strength)
     found = []
     for samples, part in call.split(batch_size):
         target = encode_pixels(pipe, pixels[samples], rounds)
-        driver = Driver(pipe, target, part, _of_samples(generator, samples, len(pixels)), _size(pipe, pixels))
-        one = replace(task, given={**options, "tol": _tolerance(target.dtype) if tol is None else tol})
+        several = isinstance(generator, (list, tuple)) and len(generator) == len(pixels)
+        driver = Driver(pipe, target, part, generator[samples] if several else generator, size)
+        options = {"max_nfe": max_nfe, "noise": noise, "tol": tol}
+        if tol is None:
+            options["tol"] = max(_TOL, torch.finfo(target.dtype).eps / 2)
+        task = Task(solver, options, strength=1.0 if slices(pipe) else strength, seed=seed)
         if correct:  # the autoencoder's own error is that of its plain encoding
             plain = encode_pixels(pipe, pixels[samples]) if rounds else target
-            one = replace(one, correction=_correction(driver, plain, correct, **_CORRECTION))
-        out = _find(driver, one, order, verify, return_trajectory, return_defects)
+            task = replace(task, correction=_with_radii(correction, driver, plain))
+        out = _find(driver, task, order, verify, return_trajectory, return_defects)
         if correct:
             out = replace(out, psnr_loss=_psnr_loss(driver, pixels[samples], out.corrected))
         found.append(out)
@@ -172,44 +174,30 @@ def _check_options(pipe, strength, num_inference_steps, seed, order, batch_size,
     check_pipeline(pipe)
 
 
-def _read(pipe, image, pipe_kwargs):
-    return read_images(pipe, image, height=pipe_kwargs.get("height"), width=pipe_kwargs.get("width"))
-
-
-def _size(pipe, pixels):
-    return (None, None) if is_latents(pipe, pixels) else tuple(pixels.shape[-2:])
-
-
-def _call(pipe, image, given, pipe_kwargs, batch, strength=1.0):
-    """The pipeline's call, as it will be kept too."""
+def _read(pipe, image, given, pipe_kwargs, strength=1.0):
+    """(pixels or latents, height and width as far as they are known, the pipeline's call as it will be kept too)."""
+    pixels = read_images(pipe, image, height=pipe_kwargs.get("height"), width=pipe_kwargs.get("width"))
     arguments = {name: value for name, value in given.items() if value is not None or name == "prompt"}
     arguments.update((name, value) for name, value in pipe_kwargs.items() if name != "output_type")
     if slices(pipe):
         arguments = {"image": image, **arguments, "strength": strength}
-    return Call.of(pipe, arguments, batch)
-
-
-def _of_samples(generator, samples, batch):
-    return generator[samples] if isinstance(generator, (list, tuple)) and len(generator) == batch else generator
-
-
-def _tolerance(dtype):
-    return max(_TOL, torch.finfo(dtype).eps / 2)
+    size = (None, None) if is_latents(pipe, pixels) else tuple(pixels.shape[-2:])
+    return pixels, size, Call.of(pipe, arguments, len(pixels))
 
 
 def _find(driver, task, order, verify, return_trajectory, return_defects):
     """The inversion in the first order that suits the pipeline."""
     why = None
     for which in driver.orders(order):
-        doubtful = which == "reversed" and order == "auto" and reads_index(driver.pipe)
+        doubtful = which == "reversed" and order == "auto" and reads_index(type(driver.pipe))
         check = doubtful and verify is not False
         given = {**task.given, "trajectory": return_trajectory or return_defects or check}
         outcome, scheduler = driver.drive(replace(task, order=which, given=given), doubtful=doubtful)
         if isinstance(outcome, Unfollowed):
             why = outcome.why
             continue
-        out, end = _output(driver, scheduler, outcome.result), _end(driver, scheduler, outcome.result)
-        along = None
+        out, corrected, along = _output(driver, scheduler, outcome.result), outcome.result.corrected, None
+        end = scheduler.layout.sample(driver.target) if corrected is None else corrected  # of a stock run from the noise
         if check or return_defects:  # with rounds the trajectory is that of a forward run, which ends beside the image
             along = _stock_run(driver, out, trajectory=[*out.trajectory[:-1], end])
         if check and not _follows(driver, scheduler, out, along):
@@ -234,29 +222,15 @@ def _output(driver, scheduler, result):
         noises=[noise.to(target.dtype) for noise in scheduler.noises] or None,
         timesteps=plan.sampler.timesteps,
         start=plan.start,
-        residuals=result.residuals,
-        step_nfe=result.step_nfe,
-        nfe=result.nfe,
-        restarts=result.restarts,
-        rejected=result.rejected,
-        failed=result.failed,
-        reasons=list(result.reasons),
-        error=result.error,
-        trajectory=result.trajectory,
         corrected=None if result.corrected is None else layout.latents(result.corrected, target),
-        moved=result.moved,
         order=scheduler.driving,
         prompt=driver.call.get("prompt"),
         call=driver.call.kept(),
         pipeline=type(pipe).__name__,
         scheduler=type(pipe.scheduler).__name__,
         scheduler_config=dict(pipe.scheduler.config),
+        **{name: getattr(result, name) for name in _FOUND},
     )
-
-
-def _end(driver, scheduler, result):
-    """The sample that a stock run from the noise has to end with."""
-    return scheduler.layout.sample(driver.target) if result.corrected is None else result.corrected
 
 
 def _stock_run(driver, out, **options):
@@ -333,7 +307,7 @@ def generate(
     if inv.noises or inv.start or skip or replay or slices(pipe) or mask is not None or evaluated:
         scheduler = ReplayScheduler(scheduler, pipe, inv, skip=skip, replay=replay, mask=mask, evaluated=evaluated)
     call["latents"] = (inv.trajectory[skip].to(inv.latents.dtype) if skip else inv.latents).to(pipe._execution_device)
-    with swapped_scheduler(pipe, scheduler):
+    with replaced(pipe, scheduler=scheduler):
         return pipe(**call.for_pipeline(pipe))
 
 
@@ -454,13 +428,13 @@ def correct(
     for what cannot be inverted.
     """
     check_pipeline(pipe)
-    _check_correction(pipe, strength, rounds, radius, noise, seed, order)
-    pixels = _read(pipe, image, pipe_kwargs)
+    correction = Correction(strength, rounds, radius, noise, seed, only=True)
+    _check_correction(pipe, correction, order)
     given = {"prompt": prompt, "num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
-    call = _call(pipe, image, given, pipe_kwargs, len(pixels))
-    driver = Driver(pipe, encode_pixels(pipe, pixels), call, generator, _size(pipe, pixels))
-    correction = _correction(driver, driver.target, strength, rounds, radius, noise, seed, only=True)
-    order = order if order != "auto" else "passes" if reads_index(pipe) else "reversed"
+    pixels, size, call = _read(pipe, image, given, pipe_kwargs)
+    driver = Driver(pipe, encode_pixels(pipe, pixels), call, generator, size)
+    correction = _with_radii(correction, driver, driver.target)
+    order = order if order != "auto" else "passes" if reads_index(type(pipe)) else "reversed"
     if order == "passes" and noise == "inverted":
         raise ValueError(
             "noise='inverted' visits the timesteps backwards: not with order='passes', nor with loops that may read "
@@ -481,23 +455,24 @@ def correct(
     )
 
 
-def _check_correction(pipe, strength, rounds, radius, noise, seed, order="auto"):
-    _check_share("strength", strength)
-    check_whole("rounds", rounds, 1)
-    check_whole("seed", seed, 0)
-    if radius is not None and not (radius >= 0 and np.isfinite(radius)):
-        raise ValueError(f"radius must be None or a finite number of at least 0, got {radius!r}")
-    _check_choice("noise", noise, CORRECTION_NOISES)
+def _check_correction(pipe, given, order="auto"):
+    _check_share("strength", given.strength)
+    check_whole("rounds", given.rounds, 1)
+    check_whole("seed", given.seed, 0)
+    if given.radius is not None and not (given.radius >= 0 and np.isfinite(given.radius)):
+        raise ValueError(f"radius must be None or a finite number of at least 0, got {given.radius!r}")
+    _check_choice("noise", given.noise, CORRECTION_NOISES)
     _check_choice("order", order, ORDERS)
     if slices(pipe):
         raise ValueError(f"pipe: {type(pipe).__name__} takes a part of the steps itself; give the text-to-image pipeline")
 
 
-def _correction(driver, encoded, strength, rounds, radius, noise, seed, only=False):
-    if radius is not None:
-        call = driver.call
-        radius = radius * round_trip_error(driver.pipe, encoded, call.get("height"), call.get("width"))
-    return Correction(strength, rounds, radius, noise, seed, only)
+def _with_radii(correction, driver, encoded):
+    """The correction with its radius as norms [B], in multiples of the autoencoder's error in what is encoded."""
+    if correction.radius is None:
+        return correction
+    own = round_trip_error(driver.pipe, encoded, driver.call.get("height"), driver.call.get("width"))
+    return replace(correction, radius=correction.radius * own)
 
 
 def round_trip_error(pipe, latents, height, width):

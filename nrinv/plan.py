@@ -15,15 +15,16 @@ from .sampler import draw_noises, first_evaluation, natural_guess, read_sampler,
 class Correction:
     """The prompt-aware correction of what is inverted.
 
-    strength: the share of the steps that a round takes, at least one of them.  radius [B]: norms, or None.  noise: "random",
-    drawn with `seed`, the same for each image; or "inverted".  only: the inversion stops there.
+    strength: the share of the steps that a round takes, at least one of them.  radius: in multiples of the autoencoder's own
+    error, or None; [B] norms for a `Plan`.  noise: "random", drawn with `seed`, the same for each image; or "inverted".
+    only: the inversion stops there.  The defaults are those of `correct`.
     """
 
     strength: float
-    rounds: int
-    radius: np.ndarray | None
-    noise: str
-    seed: int
+    rounds: int = 2
+    radius: float | np.ndarray | None = 2.0
+    noise: str = "random"
+    seed: int = 0
     only: bool = False
 
     def draws(self, target):

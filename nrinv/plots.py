@@ -65,8 +65,7 @@ def plot_residuals(inversion, axes=None, label=None):
         alone = inversion.residuals.shape[1] == 1
         name = label if label is not None else f"{inversion.nfe[i]} NFE" if alone else f"image {i}, {inversion.nfe[i]} NFE"
         axes.semilogy(inversion.timesteps, line, "o-", markersize=3, label=name)
-    axes.set_xlabel("timestep")
-    axes.set_ylabel("|f(z) - z| / |z|")
+    axes.set(xlabel="timestep", ylabel="|f(z) - z| / |z|")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     return axes

@@ -50,10 +50,9 @@ def prompt_embeddings(pipe, call):
     def stop(*args, **kwargs):
         raise Left
 
-    arguments = {name: value for name, value in call.items() if name in known}
     with replaced(pipe, encode_prompt=watched), replaced(pipe.scheduler, set_timesteps=stop):
         try:
-            pipe(**arguments)
+            pipe(**{name: value for name, value in call.items() if name in known})
         except Left:
             pipe.maybe_free_model_hooks()
     if not found:

@@ -11,7 +11,7 @@ from .call import Call, known_names
 from .images import draw_pixels
 from .inversion import InversionOutput
 from .known import autoencoder
-from .path import centroid, interpolate
+from .path import centroid, interpolate, like_sampler
 from .pipeline import check_whole, generate, invert
 from .session import RandomState, exclusive, gradients
 
@@ -83,41 +83,35 @@ def rare(
         from .models import scorer as embedded
 
         scorer = embedded()
-    scorer = scorer or None
-    if isinstance(images, (list, tuple)) and len(images) < 2:
-        raise ValueError(f"images must hold at least 2 references, got {len(images)}")
-    if isinstance(images, InversionOutput):
-        references = images
-    else:
+    if isinstance(images, (list, tuple)):
+        _check_count(images)
+    references = images
+    if not isinstance(images, InversionOutput):
         options = {**pipe_kwargs, **(invert_options or {})}
         references = invert(pipe, images, reference_prompt or prompt, seed=seed, **options)
-    if len(references.latents) < 2:
-        raise ValueError(f"images must hold at least 2 references, got {len(references.latents)}")
+    _check_count(references.latents)
     latents = _seeds(references.latents, num, spread, seed)
     call = {**references.call, **pipe_kwargs}
-    features = None
-    if scorer is not None:
-        pixels = _draw_references(pipe, references)
-        features = scorer.image_features(pixels).detach()
+    call = Call({name: value for name, value in call.items() if "prompt" not in name or name.startswith("negative")})
+    if scorer:  # drawings are compared with the references as the pipeline draws them
+        features = scorer.image_features(generate(pipe, references, output_type="pt").images.float().cpu()).detach()
     if refine_seeds:
         latents = torch.cat(
             [_refined(pipe, z, prompt, call, references, features, scorer, refine_seeds, rate) for z in latents.split(1)]
         )
-    start = InversionOutput(
-        latents=latents,
-        noises=_noises(references, num, spread, seed),
-        timesteps=references.timesteps,
-        start=references.start,
-        prompt=prompt,
-        call=Call({name: value for name, value in call.items() if "prompt" not in name or name.startswith("negative")}),
-        scheduler=references.scheduler,
-        scheduler_config=references.scheduler_config,
-    )
+    # The sampler's own noises, if it draws any: fresh ones as `spread` asks, from those of the references.
+    noises = [_seeds(noise, num, spread, seed + 1 + k) for k, noise in enumerate(references.noises or [])]
+    start = like_sampler(references, latents=latents, noises=noises or None, prompt=prompt, call=call)
     out = RareOutput(images=generate(pipe, start, output_type=output_type).images, latents=latents, references=references)
-    if scorer is not None:
+    if scorer:
         drawn = generate(pipe, start, output_type="pt").images if output_type != "pt" else out.images
         _describe(out, scorer.image_features(drawn.float().cpu()).detach(), features)
     return out
+
+
+def _check_count(references):
+    if len(references) < 2:
+        raise ValueError(f"images must hold at least 2 references, got {len(references)}")
 
 
 def _check(num, spread, refine_seeds, rate, seed, scorer):
@@ -145,18 +139,6 @@ def _seeds(latents, num, spread, seed):
     return torch.cat(found)
 
 
-def _noises(references, num, spread, seed):
-    """The sampler's own noises, if it draws any: fresh ones as `spread` asks, from those of the references."""
-    if not references.noises:
-        return None
-    return [_seeds(noise, num, spread, seed + 1 + k) for k, noise in enumerate(references.noises)]
-
-
-def _draw_references(pipe, references):
-    """The references as the pipeline draws them, which is how drawings are compared with them."""
-    return generate(pipe, references, output_type="pt").images.float().cpu()
-
-
 def _describe(out, drawn, references):
     mean = torch.nn.functional.normalize(references.mean(0), dim=0)
     out.similarity = (drawn @ mean).double().numpy()
@@ -177,11 +159,10 @@ def _refined(pipe, start, prompt, call, references, features, scorer, steps, rat
     optimizer = torch.optim.AdamW([z], rate, weight_decay=0.0)
     best, least = start, float("inf")
     random = RandomState(call.get("generator"))
-    arguments = {name: value for name, value in call.items() if "prompt" not in name or name.startswith("negative")}
     for _ in range(steps + 1):
         random.restore()
         with exclusive(pipe), gradients(pipe, True) as call_pipe:
-            drawn = call_pipe(prompt=prompt, latents=z.to(start.dtype), output_type="latent", **arguments).images
+            drawn = call_pipe(prompt=prompt, latents=z.to(start.dtype), output_type="latent", **call).images
             pixels = draw_pixels(pipe, drawn, height=call.get("height"), width=call.get("width"))
             seen = scorer.image_features(pixels.float().to(features.device))[0]
             loss = 10 * (1 - seen @ mean) + (drawn.float()[0] - target.to(drawn.device)).pow(2).mean()

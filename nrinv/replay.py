@@ -73,20 +73,11 @@ class ReplayScheduler(Derived):
             raise ValueError(f"the inversion's noises have shape {tuple(noise.shape)}, the sampler draws {tuple(shape)}")
         return noise
 
-    def add_noise(self, original_samples, *args, **kwargs):
+    def _start_state(self):
         if not self._sliced:
-            return self._inner.add_noise(original_samples, *args, **kwargs)
-        return self._inject(original_samples)
-
-    def scale_noise(self, sample, *args, **kwargs):
-        if not self._sliced:
-            return self._inner.scale_noise(sample, *args, **kwargs)
-        return self._inject(sample)
-
-    def _inject(self, sample):
-        """Where the loop starts; for inpainting pipelines, which ask again after each step, the stored state there."""
-        state = self._trajectory[self._evaluation] if self._evaluation and self._trajectory else self._latents
-        return state.reshape(sample.shape).to(sample)
+            return None
+        # Inpainting pipelines ask again after each step.
+        return self._trajectory[self._evaluation] if self._evaluation and self._trajectory else self._latents
 
     def scale_model_input(self, sample, *args, **kwargs):
         if not hasattr(self._inner, "scale_model_input"):

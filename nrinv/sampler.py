@@ -20,6 +20,7 @@ from .known import (
     MIRRORED,
     NONLINEAR_OPTIONS,
     RECTIFIED,
+    REFUSED_OPTIONS,
     REFUSED_SCHEDULERS,
     TIMESTEP_PER_SAMPLE,
     USE,
@@ -146,20 +147,16 @@ def read_sampler(
     """
     _check_class(scheduler)
     name = type(scheduler).__name__
-    if num_inference_steps is not None:
-        if (
-            isinstance(num_inference_steps, bool)
-            or int(num_inference_steps) != num_inference_steps
-            or num_inference_steps < 1
-        ):
-            raise ValueError(f"num_inference_steps must be a whole number of at least 1, got {num_inference_steps!r}")
+    if (steps := num_inference_steps) is not None:
+        if isinstance(steps, bool) or int(steps) != steps or steps < 1:
+            raise ValueError(f"num_inference_steps must be a whole number of at least 1, got {steps!r}")
         scheduler = copy.deepcopy(scheduler)
         try:
-            scheduler.set_timesteps(int(num_inference_steps))
+            scheduler.set_timesteps(int(steps))
         except Exception as error:
             raise ValueError(
-                f"scheduler: {name}.set_timesteps({num_inference_steps}) raised {_describe(error)}; set its timesteps "
-                "yourself, or use another number of steps"
+                f"scheduler: {name}.set_timesteps({steps}) raised {_describe(error)}; set its timesteps yourself, or use "
+                "another number of steps"
             ) from error
     _check_ready(scheduler)
     whole = len(scheduler.timesteps)
@@ -193,39 +190,22 @@ def _check_class(scheduler):
     if (why := refusal(scheduler, REFUSED_SCHEDULERS)) is not None:
         raise ValueError(f"scheduler: {why[0]} cannot be inverted: it {why[1]}")
     name = type(scheduler).__name__
-    if (stages := _option(scheduler, "stages")) not in (None, 1):
-        raise ValueError(
-            f"scheduler: {name} with stages={stages} starts anew at each size of its sample, which cannot be "
-            f"inverted; use {_instead(scheduler, stages=1, stage_range=[0, 1])}"
-        )
-    if _option(scheduler, "scale_factors"):
-        raise ValueError(
-            f"scheduler: {name} with scale_factors changes the size of its sample, which cannot be inverted; use "
-            f"{_instead(scheduler, scale_factors=None)}"
-        )
-    if (variance := _option(scheduler, "variance_type")) in ("learned", "learned_range"):
-        raise ValueError(
-            f"scheduler: {name} with variance_type={variance!r} has the network predict a variance as well, "
-            f"which cannot be inverted; use {_instead(scheduler, variance_type='fixed_small')}"
-        )
+    for option, (refused, what, instead) in REFUSED_OPTIONS.items():
+        if refused(value := _option(scheduler, option)):
+            use = _instead(scheduler, **instead)
+            raise ValueError(f"scheduler: {name} with {what.format(value)}, which cannot be inverted; use {use}")
 
 
 def _check_ready(scheduler):
     name = type(scheduler).__name__
-    if not _has_timesteps(scheduler):
+    timesteps = getattr(scheduler, "timesteps", None)
+    count = 0 if timesteps is None else len(timesteps)
+    # Before set_timesteps some hold those they were trained with; after it some do not keep the number.
+    trained = count == scheduler.config.get("num_train_timesteps")
+    if count == 0 or (trained and getattr(scheduler, "num_inference_steps", None) is None):
         raise ValueError(f"scheduler: {name} has no timesteps: call set_timesteps or pass num_inference_steps")
     if getattr(scheduler, "_step_index", None) is not None or getattr(scheduler, "counter", 0):  # the latter: PNDM
         raise ValueError(f"scheduler: {name} has already been stepped: call set_timesteps first")
-
-
-def _has_timesteps(scheduler):
-    timesteps = getattr(scheduler, "timesteps", None)
-    if timesteps is None or len(timesteps) == 0:
-        return False
-    if getattr(scheduler, "num_inference_steps", None) is not None:
-        return True
-    # Before set_timesteps some hold those they were trained with; after it some do not keep the number.
-    return len(timesteps) != scheduler.config.get("num_train_timesteps")
 
 
 def _option(scheduler, name):
@@ -328,8 +308,7 @@ def _run(scheduler, start, stop, step_kwargs, state, model_output):
     step_kwargs = {key: value for key, value in step_kwargs.items() if key not in MIRRORED}
     if "return_dict" in parameters:
         step_kwargs["return_dict"] = False
-    whole = start_at(scheduler, start)
-    timesteps = whole if stop is None else whole[: stop - start]
+    timesteps = start_at(scheduler, start)[: None if stop is None else stop - start]
     sample, result = None, (None, None)
     for j, timestep in enumerate(timesteps):
         sample, output = state(j, sample), model_output(j)

@@ -56,20 +56,6 @@ def exclusively(function: F) -> F:
 
 
 @contextmanager
-def swapped_scheduler(pipe, scheduler):
-    """`pipe` with another scheduler; whatever happens, it has its own back afterwards.
-
-    Goes around DiffusionPipeline.__setattr__, which would record the other class in the pipeline's configuration.
-    """
-    own = pipe.scheduler
-    vars(pipe)["scheduler"] = scheduler
-    try:
-        yield scheduler
-    finally:
-        vars(pipe)["scheduler"] = own
-
-
-@contextmanager
 def kept_processors(pipe):
     """Attention processors a pipeline exchanges for the time of its loop (PAG, SAG) come back when the loop is left."""
     own = [(module, module.attn_processors) for module in modules(pipe) if hasattr(module, "attn_processors")]
@@ -121,12 +107,15 @@ class RandomState:
 
 @contextmanager
 def replaced(owner, **values):
-    """Attributes of an instance, for a time; goes around DiffusionPipeline.__setattr__."""
+    """Attributes of an instance, for a time; whatever happens, it has its own back afterwards.
+
+    Goes around DiffusionPipeline.__setattr__, which would record another scheduler's class in the configuration.
+    """
     own = {name: vars(owner)[name] for name in values if name in vars(owner)}
     vars(owner).update(values)
     try:
         yield
     finally:
-        for name in values:
-            vars(owner).pop(name, None)
         vars(owner).update(own)
+        for name in values.keys() - own.keys():
+            vars(owner).pop(name, None)

@@ -24,9 +24,8 @@ def octaves(shape):
     """
     sizes = shape[max(2, len(shape) - 2) :]
     squares = torch.zeros(())
-    for i, n in enumerate(sizes):
-        along = torch.fft.fftfreq(n, 1 / n).square()
-        squares = squares + along.view(-1, *(1,) * (len(sizes) - 1 - i))
+    for n in sizes:
+        squares = squares[..., None] + torch.fft.fftfreq(n, 1 / n).square()
     frequency, edges = squares.sqrt(), [0.0, 1.0]
     while edges[-1] * 2 <= min(sizes, default=0) / 2:
         edges.append(edges[-1] * 2)
