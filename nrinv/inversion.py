@@ -5,16 +5,17 @@ from dataclasses import dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import diffusers
 import numpy as np
 import torch
 from diffusers.utils import BaseOutput
-from PIL import Image
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from jsonschema import Draft4Validator, Draft202012Validator
+from jsonschema.exceptions import best_match
+from jsonschema.validators import extend
 
+from . import _C, files
 from .call import Call
 
-FORMAT = "nrinv-inversion-2"
 # What fields were called in files of the first format.
 _FIRST_FORMAT = {
     "corrections": "defects",
@@ -25,10 +26,37 @@ _FIRST_FORMAT = {
 
 # What a field is made of, and whose it is: "tensor" [B, ...]; "tensors", a list of such; "array", whose last axis is the
 # samples; "list", one entry a sample; "json"; "prompt" and "call".
-TENSOR, TENSORS, ARRAY, LIST, PROMPT, CALL = (
-    {"kind": kind, "per": "sample"} for kind in ("tensor", "tensors", "array", "list", "prompt", "call")
-)
-COMMON_ARRAY, COMMON = ({"kind": kind, "per": "all"} for kind in ("array", "json"))
+# What a file may hold for it.  schema: of JSON.  needed: not nothing.  axes: of an array.  numbers: "whole", at least 0;
+# "size", at least 0 or NaN; "finite"; "any".  count: how many tensors, evaluations and so many more.
+def _sample(kind, **rules):
+    return {"kind": kind, "per": "sample", **rules}
+
+
+def _common(kind, **rules):
+    return {"kind": kind, "per": "all", **rules}
+
+
+_NAME = {"type": ["string", "null"], "pattern": r"^\w+$"}
+_TEXTS = {"type": ["string", "array", "null"], "items": {"type": "string"}}
+_REASONS = {"type": ["array", "null"], "items": {"enum": list(_C.reasons())}}
+_WHOLE = {"type": ["integer", "null"], "minimum": 1}
+_CALL = {
+    "type": "object",
+    "required": ["arguments", "nets", "shared"],
+    "additionalProperties": False,
+    "properties": {
+        "arguments": {
+            "type": "object",
+            "additionalProperties": {"$ref": "#/$defs/argument"},
+            "properties": {
+                name: {"allOf": [{"$ref": "#/$defs/argument"}], "required": ["json"], "properties": {"json": _WHOLE}}
+                for name in ("num_inference_steps", "num_images_per_prompt")
+            },
+        },
+        "nets": {"type": "integer", "minimum": 0},
+        "shared": {"type": "boolean"},
+    },
+}
 
 
 @dataclass(repr=False)
@@ -56,29 +84,29 @@ class InversionOutput(BaseOutput):
     pipeline, scheduler, scheduler_config: class names and configuration the inversion was made with.
     """
 
-    latents: torch.Tensor = field(metadata=TENSOR)
-    noises: list[torch.Tensor] | None = field(default=None, metadata=TENSORS)
-    timesteps: np.ndarray | None = field(default=None, metadata=COMMON_ARRAY)
-    start: int = field(default=0, metadata=COMMON)
-    residuals: np.ndarray | None = field(default=None, metadata=ARRAY)
-    step_nfe: np.ndarray | None = field(default=None, metadata=ARRAY)
-    nfe: np.ndarray | None = field(default=None, metadata=ARRAY)
-    restarts: np.ndarray | None = field(default=None, metadata=ARRAY)
-    rejected: np.ndarray | None = field(default=None, metadata=ARRAY)
-    failed: np.ndarray | None = field(default=None, metadata=ARRAY)
-    reasons: list[str] | None = field(default=None, metadata=LIST)
-    error: np.ndarray | None = field(default=None, metadata=ARRAY)
-    trajectory: list[torch.Tensor] | None = field(default=None, metadata=TENSORS)
-    defects: list[torch.Tensor] | None = field(default=None, metadata=TENSORS)
-    corrected: torch.Tensor | None = field(default=None, metadata=TENSOR)
-    moved: np.ndarray | None = field(default=None, metadata=ARRAY)
-    psnr_loss: np.ndarray | None = field(default=None, metadata=ARRAY)
-    order: str = field(default="reversed", metadata=COMMON)
-    prompt: Any = field(default=None, metadata=PROMPT)
-    call: Call = field(default_factory=Call, metadata=CALL)
-    pipeline: str | None = field(default=None, metadata=COMMON)
-    scheduler: str | None = field(default=None, metadata=COMMON)
-    scheduler_config: dict[str, Any] = field(default_factory=dict, metadata=COMMON)
+    latents: torch.Tensor = field(metadata=_sample("tensor", needed=True))
+    noises: list[torch.Tensor] | None = field(default=None, metadata=_sample("tensors"))
+    timesteps: np.ndarray | None = field(default=None, metadata=_common("array", needed=True, axes="E", numbers="finite"))
+    start: int = field(default=0, metadata=_common("json", schema={"type": "integer", "minimum": 0}))
+    residuals: np.ndarray | None = field(default=None, metadata=_sample("array", axes="EB", numbers="size"))
+    step_nfe: np.ndarray | None = field(default=None, metadata=_sample("array", axes="EB", numbers="whole"))
+    nfe: np.ndarray | None = field(default=None, metadata=_sample("array", axes="B", numbers="whole"))
+    restarts: np.ndarray | None = field(default=None, metadata=_sample("array", axes="B", numbers="whole"))
+    rejected: np.ndarray | None = field(default=None, metadata=_sample("array", axes="B", numbers="whole"))
+    failed: np.ndarray | None = field(default=None, metadata=_sample("array", axes="B", numbers="whole"))
+    reasons: list[str] | None = field(default=None, metadata=_sample("list", schema=_REASONS))
+    error: np.ndarray | None = field(default=None, metadata=_sample("array", axes="B", numbers="size"))
+    trajectory: list[torch.Tensor] | None = field(default=None, metadata=_sample("tensors", count=1))
+    defects: list[torch.Tensor] | None = field(default=None, metadata=_sample("tensors", count=0))
+    corrected: torch.Tensor | None = field(default=None, metadata=_sample("tensor"))
+    moved: np.ndarray | None = field(default=None, metadata=_sample("array", axes="B", numbers="size"))
+    psnr_loss: np.ndarray | None = field(default=None, metadata=_sample("array", axes="B", numbers="any"))
+    order: str = field(default="reversed", metadata=_common("json", schema={"enum": list(_C.ORDERS)}))
+    prompt: Any = field(default=None, metadata=_sample("prompt", schema=_TEXTS))
+    call: Call = field(default_factory=Call, metadata=_sample("call", schema=_CALL))
+    pipeline: str | None = field(default=None, metadata=_common("json", schema=_NAME))
+    scheduler: str | None = field(default=None, metadata=_common("json", schema=_NAME))
+    scheduler_config: dict[str, Any] = field(default_factory=dict, metadata=_common("json", schema={"type": "object"}))
 
     def __repr__(self) -> str:
         shape = " x ".join(map(str, self.latents.shape))
@@ -158,7 +186,10 @@ class InversionOutput(BaseOutput):
     def save(self, path: Any) -> None:
         """Write everything to one safetensors file; tensors, arrays and images among the call arguments included.
 
-        Raises ValueError if a call argument can be stored neither as one of these nor as JSON.
+        It is written beside `path` and renamed when it is complete: what fails leaves the file that was there.
+
+        Raises ValueError if a call argument can be stored neither as one of these nor as JSON, or if the fields do not go
+        together; OSError if the file system does not take the file.
         """
         tensors, metadata = {}, {"versions": _versions()}
         for one in fields(self):
@@ -169,13 +200,17 @@ class InversionOutput(BaseOutput):
                 if value is not None:
                     tensors[one.name] = torch.as_tensor(np.ascontiguousarray(value) if kind == "array" else value)
             elif kind == "call":
-                arguments = {name: _argument(name, part, tensors) for name, part in value.items()}
+                arguments = files.pack(value, tensors)
                 metadata[one.name] = {"arguments": arguments, "nets": value.nets, "shared": value.shared}
             else:
                 metadata[one.name] = value
-        text = json.dumps(metadata, default=_plain)
-        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-        save_file(tensors, str(path), metadata={"format": FORMAT, "nrinv": text})
+        try:
+            text = json.dumps(metadata, default=files.plain)
+            _check_metadata(files.parsed(text))
+            _check_fields(self)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"the inversion cannot be saved: {error}") from error
+        files.write(path, tensors, text)
 
 
 def concatenate(parts: list[InversionOutput], prompt: Any, call: Call) -> InversionOutput:
@@ -205,57 +240,6 @@ def _range(values, form="d"):
 # ---------------------------------------------------------------------------------------------------------------- the file
 
 
-# Kinds of images whose pixels say everything; others are kept as RGB.
-_MODES = ("L", "RGB", "RGBA", "I", "I;16", "F")
-
-
-def _argument(name, value, tensors):
-    packed = _packed(name, value, tensors)
-    try:
-        json.dumps(packed, default=_plain)
-    except TypeError as error:
-        raise ValueError(f"call: argument {name!r} cannot be saved: {error}") from error
-    return packed
-
-
-def _packed(name, value, tensors):
-    """JSON that stands for an argument; the numbers it holds go to `tensors`."""
-    if isinstance(value, dict):
-        return {"dict": {key: _packed(f"{name}.{key}", one, tensors) for key, one in value.items()}}
-    if isinstance(value, (list, tuple)):
-        return {"list": [_packed(f"{name}.{i}", one, tensors) for i, one in enumerate(value)]}
-    if isinstance(value, Image.Image):
-        value = value if value.mode in _MODES else value.convert("RGB")
-        tensors[f"call.{name}"] = torch.from_numpy(np.array(value))
-        return {"image": f"call.{name}"}
-    if isinstance(value, (torch.Tensor, np.ndarray)):
-        tensors[f"call.{name}"] = torch.as_tensor(value)
-        return {"tensor" if isinstance(value, torch.Tensor) else "array": f"call.{name}"}
-    return {"json": value}
-
-
-def _unpacked(packed, tensors):
-    ((kind, value),) = packed.items()
-    if kind == "dict":
-        return {key: _unpacked(one, tensors) for key, one in value.items()}
-    if kind == "list":
-        return [_unpacked(one, tensors) for one in value]
-    if kind == "json":
-        return value
-    tensor = tensors[value]
-    if kind == "tensor":
-        return tensor
-    return Image.fromarray(tensor.cpu().numpy()) if kind == "image" else tensor.cpu().numpy()
-
-
-def _plain(value):
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    raise TypeError(f"{type(value).__name__} is neither a tensor, an image nor JSON")
-
-
 def _versions():
     found = {}
     for name in ("nrinv", "torch", "diffusers", "transformers"):
@@ -269,48 +253,184 @@ def _versions():
 def load(path: Any, device: Any = "cpu") -> InversionOutput:
     """Read an `InversionOutput` that `save` has written, its tensors to `device`.
 
-    Raises ValueError if the file is missing, truncated, or not such a file.
+    Raises ValueError if the file is missing, truncated, changed, or not such a file; OSError if it cannot be read.
     """
     try:
-        with safe_open(str(path), framework="pt", device=str(device)) as file:
-            header = file.metadata() or {}
-            if header.get("format") not in (FORMAT, "nrinv-inversion-1"):
-                raise ValueError(f"path: {str(path)!r} is not an inversion saved by nrinv")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-        metadata = json.loads(header["nrinv"])
-        if header["format"] != FORMAT:
+        device = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device: {error}") from error
+    try:
+        form, tensors, metadata = files.read(path)
+        if form == files.FIRST_FORMAT:
             tensors, metadata = _from_first_format(tensors, metadata)
-        return _assemble(tensors, metadata)
-    except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        _check_metadata(metadata)
+        inversion = _assemble(tensors, metadata, device)
+        _check_fields(inversion)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"path: {str(path)!r} cannot be read as a saved inversion: {error}") from error
+    return inversion
 
 
 def _from_first_format(tensors, metadata):
     """Files of version 0.1.0: other names, and of the call's arguments only tensors and JSON."""
+    if not isinstance(metadata, dict) or not isinstance(metadata.get("call"), dict):
+        raise ValueError("call is no dictionary")
     renamed = {}
     for name, tensor in tensors.items():
         head, dot, tail = name.partition(".")
-        renamed[_FIRST_FORMAT.get(head, head) + dot + tail] = tensor
+        new = _FIRST_FORMAT.get(head, head) + dot + tail
+        if new in renamed:
+            raise ValueError(f"two tensors are called {new!r}")
+        renamed[new] = tensor
     arguments = {name: {"json": value} for name, value in metadata["call"].items()}
     arguments.update({name.removeprefix("call."): {"tensor": name} for name in tensors if name.startswith("call.")})
     return renamed, {**metadata, "call": {"arguments": arguments, "nets": 0, "shared": False}}
 
 
-def _assemble(tensors, metadata):
-    found = {}
+def _assemble(tensors, metadata, device):
+    found, left = {}, dict(tensors)
+
+    def take(name):
+        if name not in left:
+            raise ValueError(f"the tensor {name!r} is missing, or used twice")
+        return left.pop(name)
+
     for one in fields(InversionOutput):
         name, kind = one.name, one.metadata["kind"]
         if kind == "tensors":
             count = sum(key.startswith(f"{name}.") for key in tensors)
-            found[name] = [tensors[f"{name}.{i}"] for i in range(count)] or None
+            found[name] = [take(f"{name}.{i}").to(device) for i in range(count)] or None
         elif kind == "tensor":
-            found[name] = tensors["latents"] if name == "latents" else tensors.get(name)
+            found[name] = take(name).to(device) if name in tensors else None
         elif kind == "array":
-            found[name] = tensors[name].cpu().numpy() if name in tensors else None
+            found[name] = _array(name, take(name)) if name in tensors else None
         elif kind == "call":
             call = metadata[name]
-            arguments = {key: _unpacked(value, tensors) for key, value in call["arguments"].items()}
-            found[name] = Call(arguments, batch=len(tensors["latents"]), nets=call["nets"], shared=call["shared"])
+            arguments = {key: files.unpack(value, take, device) for key, value in call["arguments"].items()}
+            found[name] = Call(arguments, nets=call["nets"], shared=call["shared"])
         else:
             found[name] = metadata[name]
+    if left:
+        raise ValueError(f"nothing has a tensor {min(left)!r}")
+    if found["latents"] is not None and found["latents"].ndim:
+        found["call"].batch = len(found["latents"])
     return InversionOutput(**found)
+
+
+def _array(name, tensor):
+    try:
+        return tensor.numpy()
+    except TypeError as error:
+        raise ValueError(f"{name} is no array: {error}") from error
+
+
+# --------------------------------------------------------------------------------------------------- what a file may hold
+
+# The dtypes that networks compute in.
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema (2020-12) of a file's metadata, from what the fields say of themselves."""
+    properties = {one.name: one.metadata["schema"] for one in fields(InversionOutput) if "schema" in one.metadata}
+    properties["versions"] = {"type": "object", "additionalProperties": {"type": "string"}}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "The metadata of a saved inversion",
+        "type": "object",
+        "required": list(properties),
+        "additionalProperties": False,
+        "properties": properties,
+        "$defs": {"argument": files.ARGUMENT, "name": files.NAME},
+    }
+
+
+# A whole number is one without a decimal point, as in draft 4: 2.0 is no index.
+_validator = extend(Draft202012Validator, type_checker=Draft4Validator.TYPE_CHECKER)(schema())
+
+
+def _check_metadata(metadata):
+    error = best_match(_validator.iter_errors(metadata))
+    if error is not None:
+        where = error.json_path.removeprefix("$").removeprefix(".") or "its metadata"
+        text = error.message if len(error.message) < 200 else f"{error.message[:90]} ... {error.message[-90:]}"
+        raise ValueError(f"{where}: {text}")
+    _check_scheduler(metadata["scheduler"])
+
+
+def _check_scheduler(name):
+    """A name that diffusers has must be that of a scheduler; one that it has not may be a scheduler of one's own."""
+    try:
+        found = getattr(diffusers, name, None) if name is not None else None
+    except (ImportError, RuntimeError):
+        found = object
+    bases = diffusers.SchedulerMixin, diffusers.ConfigMixin
+    if found is not None and not (isinstance(found, type) and all(issubclass(found, base) for base in bases)):
+        raise ValueError(f"scheduler: {name!r} is not the name of a scheduler of diffusers")
+
+
+def _check_fields(inv):
+    """Raises ValueError if the fields are not what they should be, one by one and beside each other."""
+    values = [(one.name, getattr(inv, one.name), one.metadata) for one in fields(inv)]
+    missing = [name for name, value, rules in values if value is None and rules.get("needed")]
+    if missing:
+        raise ValueError(f"{missing[0]} is missing")
+    batch, evaluations = len(inv.latents) if inv.latents.ndim else 0, np.size(inv.timesteps)
+    if inv.latents.numel() == 0 or inv.latents.ndim < 2 or not evaluations:
+        raise ValueError(f"latents {list(inv.latents.shape)} and {evaluations} timesteps are nothing to draw from")
+    sizes = {"B": batch, "E": evaluations}
+    reasons = batch * [None] if inv.reasons is None else inv.reasons
+    if len(reasons) != batch:
+        raise ValueError(f"reasons must be {batch}, one for each sample, got {len(reasons)}")
+    usable = torch.tensor([reason != "non_finite" for reason in reasons])
+    for name, value, rules in values:
+        if value is None or (rules["kind"] == "tensors" and not value):
+            continue
+        if rules["kind"] == "array":
+            _check_array(name, np.asarray(value), [sizes[axis] for axis in rules["axes"]], rules["numbers"])
+        elif rules["kind"] == "tensor":
+            _check_tensors(name, [value], inv.latents.shape, inv.latents.dtype, usable)
+        elif rules["kind"] == "tensors":
+            if "count" in rules and len(value) != evaluations + rules["count"]:
+                raise ValueError(f"{name} must be {evaluations + rules['count']} tensors, got {len(value)}")
+            _check_tensors(name, value, None, inv.latents.dtype if name == "noises" else None, usable)
+    _check_states(inv)
+    _check_call(inv.whole_call)
+
+
+def _check_array(name, value, shape, numbers):
+    if list(value.shape) != shape or value.dtype.kind != ("i" if numbers == "whole" else "f"):
+        kind = "whole" if numbers == "whole" else "floating-point"
+        raise ValueError(f"{name} must be {kind} numbers {shape}, got {value.dtype} {list(value.shape)}")
+    good = {
+        "whole": value >= 0,
+        "size": ~(value < 0),
+        "finite": np.isfinite(value),
+        "any": np.ones(value.shape, bool),
+    }[numbers]
+    if not good.all():
+        raise ValueError(f"{name} must not hold {value[~good].flat[0]}")
+
+
+def _check_tensors(name, tensors, shape, dtype, usable):
+    """shape, dtype: None where any will do that all have.  usable [B]: the samples whose numbers must be finite."""
+    shape, dtype = tensors[0].shape if shape is None else shape, tensors[0].dtype if dtype is None else dtype
+    for tensor in tensors:
+        if tensor.dtype not in _DTYPES or (tensor.shape, tensor.dtype) != (shape, dtype):
+            found = f"{tensor.dtype} {list(tensor.shape)}"
+            raise ValueError(f"{name} must be floating-point numbers {list(shape)} as {dtype}, got {found}")
+        if not tensor.ndim or len(tensor) != len(usable) or not tensor[usable.to(tensor.device)].isfinite().all():
+            raise ValueError(f"{name} must hold finite numbers for {len(usable)} samples")
+
+
+def _check_states(inv):
+    """What the scheduler steps has one shape, and not more elements than the latents that the pipeline makes it from."""
+    shapes = {tuple(states[0].shape) for states in (inv.noises, inv.trajectory, inv.defects) if states}
+    if len(shapes) > 1 or any(np.prod(shape) > inv.latents.numel() for shape in shapes):
+        raise ValueError(f"noises, trajectory and defects of shapes {sorted(shapes)} do not belong to the same latents")
+
+
+def _check_call(call):
+    if call.batch % call.copies:
+        raise ValueError(f"num_images_per_prompt must divide the {call.batch} images, got {call.copies}")
+    call.check_prompt(call["prompt"])
