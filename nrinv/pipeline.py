@@ -30,8 +30,8 @@ ORDERS = ("auto", *_C.ORDERS)
 CORRECTION_NOISES = ("random", "inverted")
 # What an inversion says just as the machine has found it.
 _FOUND = ("residuals", "step_nfe", "nfe", "restarts", "rejected", "failed", "reasons", "error", "trajectory", "moved")
-# Rounds of encode="refined": where the embedded autoencoder comes nearest to 28 images that it has not seen, in dB 30.9 at 0,
-# 32.2 at 1, 32.5 at 2, 32.8 at 4, 32.9 at 8, 32.6 at 16, 32.2 at 32.
+# Rounds of encode="refined": where the embedded autoencoder comes nearest to 28 images that it has not seen, in dB 30.9
+# at 0, 32.2 at 1, 32.5 at 2, 32.8 at 4, 32.9 at 8, 32.6 at 16, 32.2 at 32.
 REFINED = 8
 # A residual that float32 can reach everywhere.
 _TOL = 1e-4
