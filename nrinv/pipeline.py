@@ -11,7 +11,7 @@ from . import _C
 from .call import Call, known_names
 from .derived import Unfollowed
 from .driver import Driver, stock_scheduler
-from .images import decode, encode_pixels, is_latents, mask_like, psnr, read_images
+from .images import decode, encode_pixels, encode_source, mask_like, psnr, read_source
 from .inversion import InversionOutput, concatenate
 from .known import autoencoder, check_pipeline, parameters, slices
 from .layout import closeness
@@ -64,6 +64,7 @@ def invert(
     /,
     prompt: str | list[str] | None = None,
     *,
+    latents: Any = None,
     num_inference_steps: int | None = None,
     guidance_scale: float | None = None,
     generator: Any = None,
@@ -88,6 +89,7 @@ def invert(
     image: see `nrinv.encode`; B images are inverted together, each with its own stopping.  It is given by position: `image=`
     is the pipeline's own argument of that name (the control image of a ControlNet), unless the pipeline has none.
     prompt: one for all or one for each image; None is the empty prompt, unless `prompt_embeds` are given.
+    latents: what is to be inverted, if it is encoded already, in the place of `image`.
     num_inference_steps, guidance_scale (default: the pipeline's own), generator, **pipe_kwargs: passed to the pipeline's
     call (`negative_prompt`, `prompt_embeds`, `num_images_per_prompt`, `callback_on_step_end` ...).  Callbacks run once an
     evaluation.
@@ -127,25 +129,25 @@ def invert(
     solver, rounds = as_solver(solver), _encoding_rounds(encode)
     if image is None and "image" not in parameters(pipe):
         image = pipe_kwargs.pop("image", None)
-    _check_options(pipe, strength, num_inference_steps, seed, order, batch_size, pipe_kwargs)
+    _check_options(pipe, strength, num_inference_steps, seed, order, batch_size)
     if correct:
         _check_correction(pipe, correct, **_CORRECTION)
-    pixels = _read(pipe, image, pipe_kwargs)
+    source = _read(pipe, image, pipe_kwargs, latents)
     given = {"prompt": prompt, "num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
-    call = _call(pipe, image, given, pipe_kwargs, len(pixels), strength)
+    call = _call(pipe, source, given, pipe_kwargs, strength)
     options = {"max_nfe": max_nfe, "noise": noise}
     task = Task(solver, options, strength=1.0 if slices(pipe) else strength, seed=seed)
     found = []
     for samples, part in call.split(batch_size):
-        target = encode_pixels(pipe, pixels[samples], rounds)
-        driver = Driver(pipe, target, part, _of_samples(generator, samples, len(pixels)), _size(pipe, pixels))
+        target = encode_source(pipe, source[samples], rounds)
+        driver = Driver(pipe, target, part, _of_samples(generator, samples, len(source)), source.size)
         one = replace(task, given={**options, "tol": _tolerance(target.dtype) if tol is None else tol})
         if correct:  # the autoencoder's own error is that of its plain encoding
-            plain = encode_pixels(pipe, pixels[samples]) if rounds else target
+            plain = encode_source(pipe, source[samples]) if rounds else target
             one = replace(one, correction=_correction(driver, plain, correct, **_CORRECTION))
         out = _find(driver, one, order, verify, return_trajectory, return_defects)
         if correct:
-            out = replace(out, psnr_loss=_psnr_loss(driver, pixels[samples], out.corrected))
+            out = replace(out, psnr_loss=_psnr_loss(driver, source[samples], out.corrected))
         found.append(out)
     return found[0] if len(found) == 1 else concatenate(found, prompt, call)
 
@@ -157,7 +159,7 @@ def _encoding_rounds(encode):
     return rounds
 
 
-def _check_options(pipe, strength, num_inference_steps, seed, order, batch_size, pipe_kwargs):
+def _check_options(pipe, strength, num_inference_steps, seed, order, batch_size):
     _check_share("strength", strength)
     if num_inference_steps is not None and num_inference_steps < 1:
         raise ValueError(f"num_inference_steps must be at least 1, got {num_inference_steps!r}")
@@ -165,26 +167,21 @@ def _check_options(pipe, strength, num_inference_steps, seed, order, batch_size,
     _check_choice("order", order, ORDERS)
     if batch_size is not None:
         check_whole("batch_size", batch_size, 1)
-    if "latents" in pipe_kwargs:
-        raise ValueError("latents: what is to be inverted is given as `image`, which may hold latents")
     check_pipeline(pipe)
 
 
-def _read(pipe, image, pipe_kwargs):
-    return read_images(pipe, image, height=pipe_kwargs.get("height"), width=pipe_kwargs.get("width"))
+def _read(pipe, image, pipe_kwargs, latents=None):
+    size = {name: pipe_kwargs.get(name) for name in ("height", "width")}
+    return read_source(pipe, image, latents=latents, **size, checked=True)
 
 
-def _size(pipe, pixels):
-    return (None, None) if is_latents(pipe, pixels) else tuple(pixels.shape[-2:])
-
-
-def _call(pipe, image, given, pipe_kwargs, batch, strength=1.0):
+def _call(pipe, source, given, pipe_kwargs, strength=1.0):
     """The pipeline's call, as it will be kept too."""
     arguments = {name: value for name, value in given.items() if value is not None or name == "prompt"}
     arguments.update((name, value) for name, value in pipe_kwargs.items() if name != "output_type")
     if slices(pipe):
-        arguments = {"image": image, **arguments, "strength": strength}
-    return Call.of(pipe, arguments, batch)
+        arguments = {"image": source.image, **arguments, "strength": strength}
+    return Call.of(pipe, arguments, len(source))
 
 
 def _of_samples(generator, samples, batch):
@@ -306,7 +303,7 @@ def generate(
     keeps more of the image.  Below 1 it needs `invert(..., return_trajectory=True)`.
     replay: the share, in 0..1, of the recorded defects that is added; 1 makes the reconstruction exact, and is no longer the
     noise's own drawing.  Above 0 it needs `invert(..., return_defects=True)`.
-    mask_image: PIL image, array or tensor [H, W], white where the image may change; elsewhere each step returns to the
+    mask_image: PIL image or path, drawn in grey or in alpha, array or tensor [H, W], white where the image may change; elsewhere each step returns to the
     stored trajectory.  Needs `invert(..., return_trajectory=True)`; an inpainting pipeline uses its own `mask_image`.
     Returns the pipeline's own output (`.images`).
 
@@ -451,10 +448,10 @@ def correct(
     """
     check_pipeline(pipe)
     _check_correction(pipe, strength, rounds, radius, noise, seed, order)
-    pixels = _read(pipe, image, pipe_kwargs)
+    source = _read(pipe, image, pipe_kwargs)
     given = {"prompt": prompt, "num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
-    call = _call(pipe, image, given, pipe_kwargs, len(pixels))
-    driver = Driver(pipe, encode_pixels(pipe, pixels), call, generator, _size(pipe, pixels))
+    call = _call(pipe, source, given, pipe_kwargs)
+    driver = Driver(pipe, encode_source(pipe, source), call, generator, source.size)
     correction = _correction(driver, driver.target, strength, rounds, radius, noise, seed, only=True)
     order = order if order != "auto" else "passes" if reads_index(pipe) else "reversed"
     if order == "passes" and noise == "inverted":
@@ -472,7 +469,7 @@ def correct(
         moved=result.moved,
         held=result.held,
         failed=result.failed > 0,
-        psnr_loss=_psnr_loss(driver, pixels, latents),
+        psnr_loss=_psnr_loss(driver, source, latents),
         nfe=result.evaluations + driver.evaluations - scheduler.fed,
     )
 
@@ -507,11 +504,11 @@ def round_trip_error(pipe, latents, height, width):
     return norms(again.float() - latents.float())
 
 
-def _psnr_loss(driver, pixels, corrected):
+def _psnr_loss(driver, source, corrected):
     """[B] dB that the correction costs the decoded image; NaN where latents were given."""
     pipe, call = driver.pipe, driver.call
-    if is_latents(pipe, pixels):
-        return np.full(len(pixels), np.nan)
-    image, size = ((pixels.float() + 1) / 2).cpu(), {"height": call.get("height"), "width": call.get("width")}
+    if source.encoded:
+        return np.full(len(source), np.nan)
+    image, size = ((source.tensor.float() + 1) / 2).cpu(), {"height": call.get("height"), "width": call.get("width")}
     before, after = (psnr(decode(pipe, z, **size).cpu(), image) for z in (driver.target, corrected))
     return np.array(before) - np.array(after)
