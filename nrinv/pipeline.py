@@ -303,8 +303,9 @@ def generate(
     keeps more of the image.  Below 1 it needs `invert(..., return_trajectory=True)`.
     replay: the share, in 0..1, of the recorded defects that is added; 1 makes the reconstruction exact, and is no longer the
     noise's own drawing.  Above 0 it needs `invert(..., return_defects=True)`.
-    mask_image: PIL image or path, drawn in grey or in alpha, array or tensor [H, W], white where the image may change; elsewhere each step returns to the
-    stored trajectory.  Needs `invert(..., return_trajectory=True)`; an inpainting pipeline uses its own `mask_image`.
+    mask_image: PIL image or path, drawn in grey or in alpha, or array or tensor [H, W], white where the image may change;
+    elsewhere each step returns to the stored trajectory.  Needs `invert(..., return_trajectory=True)`; an inpainting
+    pipeline uses its own `mask_image`.
     Returns the pipeline's own output (`.images`).
 
     Raises TypeError for a name that neither nrinv nor the pipeline knows, ValueError if there are neither one nor B prompts,
