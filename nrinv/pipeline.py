@@ -413,10 +413,11 @@ class CorrectionOutput(BaseOutput):
 @without_gradients
 def correct(
     pipe: Any,
-    image: Any,
+    image: Any = None,
     /,
     prompt: str | list[str] | None = None,
     *,
+    latents: Any = None,
     strength: float = 0.05,
     rounds: int = 2,
     radius: float | None = 2.0,
@@ -436,8 +437,8 @@ def correct(
     to be inverted then is the corrected image; how it differs from the image is in the output.  It is an inversion that
     stops before its first step.
 
-    pipe, image, prompt, num_inference_steps, guidance_scale, generator, **pipe_kwargs: as `invert` takes them; guidance and
-    steps are those that the image will be drawn with.
+    pipe, image, prompt, latents, num_inference_steps, guidance_scale, generator, **pipe_kwargs: as `invert` takes them;
+    guidance and steps are those that the image will be drawn with.
     strength: above 0, at most 1; 0.05 are 2 of 50 steps.  At least one step is taken.  rounds: at least 1.
     radius: how far an image may be moved, in multiples of the autoencoder's own error |encode(decode(z)) - z|; None: as far
     as it goes.
@@ -449,7 +450,7 @@ def correct(
     """
     check_pipeline(pipe)
     _check_correction(pipe, strength, rounds, radius, noise, seed, order)
-    source = _read(pipe, image, pipe_kwargs)
+    source = _read(pipe, image, pipe_kwargs, latents)
     given = {"prompt": prompt, "num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
     call = _call(pipe, source, given, pipe_kwargs)
     driver = Driver(pipe, encode_source(pipe, source), call, generator, source.size)
@@ -464,13 +465,13 @@ def correct(
     if isinstance(outcome, Unfollowed):
         raise ValueError(f"pipe: {driver.name}: its latents cannot be corrected: {outcome.why}")
     result = outcome.result
-    latents = scheduler.layout.latents(result.corrected, driver.target)
+    corrected = scheduler.layout.latents(result.corrected, driver.target)
     return CorrectionOutput(
-        latents=latents,
+        latents=corrected,
         moved=result.moved,
         held=result.held,
         failed=result.failed > 0,
-        psnr_loss=_psnr_loss(driver, source, latents),
+        psnr_loss=_psnr_loss(driver, source, corrected),
         nfe=result.evaluations + driver.evaluations - scheduler.fed,
     )
 

@@ -243,8 +243,12 @@ def test_encode_and_invert_take_latents(turbo):
     assert torch.equal(nrinv.encode(turbo, latents=z), z)
     found = nrinv.invert(turbo, prompt="owl", latents=z, return_trajectory=True, **call)
     assert torch.allclose(found.trajectory[-1], z)
-    with pytest.raises(ValueError, match="got both"):
-        nrinv.invert(turbo, z, "owl", latents=z, **call)
+    assert (
+        nrinv.correct(turbo, prompt="owl", latents=z, rounds=1, radius=None, num_inference_steps=1).latents.shape == z.shape
+    )
+    for function in (nrinv.invert, nrinv.correct):
+        with pytest.raises(ValueError, match="got both"):
+            function(turbo, z, "owl", latents=z)
 
 
 def test_latents_of_three_frames_are_no_image():
