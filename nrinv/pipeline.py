@@ -11,7 +11,7 @@ from . import _C
 from .call import Call, known_names
 from .derived import Unfollowed
 from .driver import Driver, stock_scheduler
-from .images import decode, encode_pixels, is_latents, mask_like, psnr, read_images
+from .images import decode, encode_pixels, encode_source, mask_like, psnr, read_source
 from .inversion import InversionOutput, concatenate
 from .known import autoencoder, check_pipeline, parameters, slices
 from .layout import closeness
@@ -66,6 +66,7 @@ def invert(
     /,
     prompt: str | list[str] | None = None,
     *,
+    latents: Any = None,
     num_inference_steps: int | None = None,
     guidance_scale: float | None = None,
     generator: Any = None,
@@ -90,6 +91,7 @@ def invert(
     image: see `nrinv.encode`; B images are inverted together, each with its own stopping.  It is given by position: `image=`
     is the pipeline's own argument of that name (the control image of a ControlNet), unless the pipeline has none.
     prompt: one for all or one for each image; None is the empty prompt, unless `prompt_embeds` are given.
+    latents: what is to be inverted, if it is encoded already, in the place of `image`.
     num_inference_steps, guidance_scale (default: the pipeline's own), generator, **pipe_kwargs: passed to the pipeline's
     call (`negative_prompt`, `prompt_embeds`, `num_images_per_prompt`, `callback_on_step_end` ...).  Callbacks run once an
     evaluation.
@@ -129,27 +131,27 @@ def invert(
     solver, rounds = as_solver(solver), _encoding_rounds(encode)
     if image is None and "image" not in parameters(pipe):
         image = pipe_kwargs.pop("image", None)
-    _check_options(pipe, strength, num_inference_steps, seed, order, batch_size, pipe_kwargs)
+    _check_options(pipe, strength, num_inference_steps, seed, order, batch_size)
     correction = Correction(correct)
     if correct:
         _check_correction(pipe, correction)
     given = {"prompt": prompt, "num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
-    pixels, size, call = _read(pipe, image, given, pipe_kwargs, strength)
+    source, call = _read(pipe, image, latents, given, pipe_kwargs, strength)
     found = []
     for samples, part in call.split(batch_size):
-        target = encode_pixels(pipe, pixels[samples], rounds)
-        several = isinstance(generator, (list, tuple)) and len(generator) == len(pixels)
-        driver = Driver(pipe, target, part, generator[samples] if several else generator, size)
+        target = encode_source(pipe, source[samples], rounds)
+        several = isinstance(generator, (list, tuple)) and len(generator) == len(source)
+        driver = Driver(pipe, target, part, generator[samples] if several else generator, source.size)
         options = {"max_nfe": max_nfe, "noise": noise, "tol": tol}
         if tol is None:
             options["tol"] = max(_TOL, torch.finfo(target.dtype).eps / 2)
         task = Task(solver, options, strength=1.0 if slices(pipe) else strength, seed=seed)
         if correct:  # the autoencoder's own error is that of its plain encoding
-            plain = encode_pixels(pipe, pixels[samples]) if rounds else target
+            plain = encode_source(pipe, source[samples]) if rounds else target
             task = replace(task, correction=_with_radii(correction, driver, plain))
         out = _find(driver, task, order, verify, return_trajectory, return_defects)
         if correct:
-            out = replace(out, psnr_loss=_psnr_loss(driver, pixels[samples], out.corrected))
+            out = replace(out, psnr_loss=_psnr_loss(driver, source[samples], out.corrected))
         found.append(out)
     return found[0] if len(found) == 1 else concatenate(found, prompt, call)
 
@@ -161,7 +163,7 @@ def _encoding_rounds(encode):
     return rounds
 
 
-def _check_options(pipe, strength, num_inference_steps, seed, order, batch_size, pipe_kwargs):
+def _check_options(pipe, strength, num_inference_steps, seed, order, batch_size):
     _check_share("strength", strength)
     if num_inference_steps is not None and num_inference_steps < 1:
         raise ValueError(f"num_inference_steps must be at least 1, got {num_inference_steps!r}")
@@ -169,20 +171,18 @@ def _check_options(pipe, strength, num_inference_steps, seed, order, batch_size,
     _check_choice("order", order, ORDERS)
     if batch_size is not None:
         check_whole("batch_size", batch_size, 1)
-    if "latents" in pipe_kwargs:
-        raise ValueError("latents: what is to be inverted is given as `image`, which may hold latents")
     check_pipeline(pipe)
 
 
-def _read(pipe, image, given, pipe_kwargs, strength=1.0):
-    """(pixels or latents, height and width as far as they are known, the pipeline's call as it will be kept too)."""
-    pixels = read_images(pipe, image, height=pipe_kwargs.get("height"), width=pipe_kwargs.get("width"))
+def _read(pipe, image, latents, given, pipe_kwargs, strength=1.0):
+    """(what is to be inverted, the pipeline's call as it will be kept too)."""
+    size = {name: pipe_kwargs.get(name) for name in ("height", "width")}
+    source = read_source(pipe, image, latents=latents, **size, checked=True)
     arguments = {name: value for name, value in given.items() if value is not None or name == "prompt"}
     arguments.update((name, value) for name, value in pipe_kwargs.items() if name != "output_type")
     if slices(pipe):
-        arguments = {"image": image, **arguments, "strength": strength}
-    size = (None, None) if is_latents(pipe, pixels) else tuple(pixels.shape[-2:])
-    return pixels, size, Call.of(pipe, arguments, len(pixels))
+        arguments = {"image": source.image, **arguments, "strength": strength}
+    return source, Call.of(pipe, arguments, len(source))
 
 
 def _find(driver, task, order, verify, return_trajectory, return_defects):
@@ -283,8 +283,9 @@ def generate(
     keeps more of the image.  Below 1 it needs `invert(..., return_trajectory=True)`.
     replay: the share, in 0..1, of the recorded defects that is added; 1 makes the reconstruction exact, and is no longer the
     noise's own drawing.  Above 0 it needs `invert(..., return_defects=True)`.
-    mask_image: PIL image, array or tensor [H, W], white where the image may change; elsewhere each step returns to the
-    stored trajectory.  Needs `invert(..., return_trajectory=True)`; an inpainting pipeline uses its own `mask_image`.
+    mask_image: PIL image or path, drawn in grey or in alpha, or array or tensor [H, W], white where the image may change;
+    elsewhere each step returns to the stored trajectory.  Needs `invert(..., return_trajectory=True)`; an inpainting
+    pipeline uses its own `mask_image`.
     Returns the pipeline's own output (`.images`).
 
     Raises TypeError for a name that neither nrinv nor the pipeline knows, ValueError if there are neither one nor B prompts,
@@ -393,10 +394,11 @@ class CorrectionOutput(BaseOutput):
 @exclusively
 def correct(
     pipe: Any,
-    image: Any,
+    image: Any = None,
     /,
     prompt: str | list[str] | None = None,
     *,
+    latents: Any = None,
     strength: float = 0.05,
     rounds: int = 2,
     radius: float | None = 2.0,
@@ -416,8 +418,8 @@ def correct(
     to be inverted then is the corrected image; how it differs from the image is in the output.  It is an inversion that
     stops before its first step.
 
-    pipe, image, prompt, num_inference_steps, guidance_scale, generator, **pipe_kwargs: as `invert` takes them; guidance and
-    steps are those that the image will be drawn with.
+    pipe, image, prompt, latents, num_inference_steps, guidance_scale, generator, **pipe_kwargs: as `invert` takes them;
+    guidance and steps are those that the image will be drawn with.
     strength: above 0, at most 1; 0.05 are 2 of 50 steps.  At least one step is taken.  rounds: at least 1.
     radius: how far an image may be moved, in multiples of the autoencoder's own error |encode(decode(z)) - z|; None: as far
     as it goes.
@@ -431,8 +433,8 @@ def correct(
     correction = Correction(strength, rounds, radius, noise, seed, only=True)
     _check_correction(pipe, correction, order)
     given = {"prompt": prompt, "num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
-    pixels, size, call = _read(pipe, image, given, pipe_kwargs)
-    driver = Driver(pipe, encode_pixels(pipe, pixels), call, generator, size)
+    source, call = _read(pipe, image, latents, given, pipe_kwargs)
+    driver = Driver(pipe, encode_source(pipe, source), call, generator, source.size)
     correction = _with_radii(correction, driver, driver.target)
     order = order if order != "auto" else "passes" if reads_index(type(pipe)) else "reversed"
     if order == "passes" and noise == "inverted":
@@ -444,13 +446,13 @@ def correct(
     if isinstance(outcome, Unfollowed):
         raise ValueError(f"pipe: {driver.name}: its latents cannot be corrected: {outcome.why}")
     result = outcome.result
-    latents = scheduler.layout.latents(result.corrected, driver.target)
+    corrected = scheduler.layout.latents(result.corrected, driver.target)
     return CorrectionOutput(
-        latents=latents,
+        latents=corrected,
         moved=result.moved,
         held=result.held,
         failed=result.failed > 0,
-        psnr_loss=_psnr_loss(driver, pixels, latents),
+        psnr_loss=_psnr_loss(driver, source, corrected),
         nfe=result.evaluations + driver.evaluations - scheduler.fed,
     )
 
@@ -486,11 +488,11 @@ def round_trip_error(pipe, latents, height, width):
     return norms(again.float() - latents.float())
 
 
-def _psnr_loss(driver, pixels, corrected):
+def _psnr_loss(driver, source, corrected):
     """[B] dB that the correction costs the decoded image; NaN where latents were given."""
     pipe, call = driver.pipe, driver.call
-    if is_latents(pipe, pixels):
-        return np.full(len(pixels), np.nan)
-    image, size = ((pixels.float() + 1) / 2).cpu(), {"height": call.get("height"), "width": call.get("width")}
+    if source.encoded:
+        return np.full(len(source), np.nan)
+    image, size = ((source.tensor.float() + 1) / 2).cpu(), {"height": call.get("height"), "width": call.get("width")}
     before, after = (psnr(decode(pipe, z, **size).cpu(), image) for z in (driver.target, corrected))
     return np.array(before) - np.array(after)

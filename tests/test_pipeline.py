@@ -325,7 +325,10 @@ def with_nan(array):
         (lambda i: "no such file.png", "cannot be read as an image"),
         (lambda i: np.zeros((8, 8, 5), np.uint8), r"image must be an array \[H, W, 3\].*got shape"),
         (lambda i: np.array(["a"]), "image must hold uint8 or floating-point numbers"),
-        (lambda i: np.zeros((8, 8, 3), np.uint16), "image must hold uint8 or floating-point numbers, got uint16"),
+        (
+            lambda i: np.zeros((8, 8, 3), np.int32),
+            "image must hold uint8 .*, bool or uint16, got int32",
+        ),
         (lambda i: np.asarray(i).astype(np.float32), r"image must be in 0\.\.1 or -1\.\.1 if it holds floats, got .*255"),
         (
             lambda i: torch.zeros(1, 5, 16, 16),
@@ -356,7 +359,7 @@ def test_bad_images(turbo, held_out, image, message):
         ({"num_inference_steps": 0}, "num_inference_steps must be at least 1"),
         ({"prompt": ["a", "b", "c"]}, "prompt must be one prompt or 2, one for each image, got 3"),
         ({"prompt": 7}, "prompt must be a string or a list of strings, got 7"),
-        ({"latents": torch.zeros(1)}, "latents: what is to be inverted is given as `image`"),
+        ({"latents": torch.zeros(1)}, "latents: give either image or latents, got both"),
         ({"num_images_per_prompt": 3}, "num_images_per_prompt must divide the 2 images, got 3"),
         ({"order": "sideways"}, "order must be one of auto, reversed, passes, got 'sideways'"),
         ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
