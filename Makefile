@@ -26,7 +26,7 @@ check: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python benchmarks/report.py --check
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/mypy
 	$(BIN)/stubtest --mypy-config-file pyproject.toml nrinv._C
 	$(BIN)/pytest -q tests/typing
