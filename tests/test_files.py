@@ -89,7 +89,10 @@ within.append(within)
         (deep, "nested deeper than 64 levels"),
         (within, "nested too deeply, or in itself"),
     ],
-    ids=str,
+    ids=[
+        *("object", "class", "number as key", "colliding names", "texts", "sparse", "meta"),
+        *("complex", "half a character", "half a character as key", "deep", "in itself"),
+    ],
 )
 def test_what_cannot_be_saved_is_known_before(inversion, tmp_path, value, reason):
     call, path = {"guidance_scale": 1.0, "callback_on_step_end": Own(), "x": value}, tmp_path / "x.safetensors"
