@@ -13,7 +13,6 @@ from PIL import Image
 
 import nrinv
 from nrinv.images import read_images, read_mask, read_source
-from nrinv.pipeline import _call, _read
 
 SIZE = 24
 
@@ -282,7 +281,8 @@ def test_sizes_are_what_the_pipeline_takes(more, size):
 
 def test_sizes_pass_the_checks_of_the_pipeline(turbo):
     image = Image.new("RGB", (67, 45))
-    assert _read(turbo, image, {}).size == (40, 64)  # its check_inputs wants multiples of 8, its autoencoder 4
+    call = nrinv.invert(turbo, image, num_inference_steps=1, guidance_scale=1.0, max_nfe=1).call
+    assert (call["height"], call["width"]) == (40, 64)  # its check_inputs wants multiples of 8, its autoencoder 4
     assert read_images(turbo, image).shape[-2:] == (44, 64)
 
 
@@ -312,7 +312,7 @@ def test_img2img_pipelines_are_handed_what_was_read(turbo, held_out, tmp_path):
     image.save(tmp_path / "image.png")
     want = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)[None] / 255
     for given in (image, str(tmp_path / "image.png"), image.convert("RGBA"), [np.asarray(image)], want * 2 - 1):
-        handed = _call(pipe, _read(pipe, given, {}), {"prompt": None}, {})["image"]
+        handed = nrinv.invert(pipe, given, "owl", num_inference_steps=2, guidance_scale=1.0, max_nfe=1).call["image"]
         assert isinstance(handed, torch.Tensor) and torch.allclose(handed, want, atol=1e-6)
     grey = image.convert("L").resize((80, 70))
     found = nrinv.invert(pipe, grey, "owl", num_inference_steps=2, guidance_scale=1.0, max_nfe=1, height=64, width=64)

@@ -66,6 +66,7 @@ def test_spread_leads_from_the_references_to_fresh_noise(turbo, scorer, referenc
 
 def test_seeds_are_refined_by_gradients(turbo, scorer, references):
     images, captions = references
+    turbo.unet.requires_grad_(True)  # adapters that another test has loaded leave the network frozen
     inverted = nrinv.invert(turbo, images, captions, **CALL)
     plain, refined = (
         nrinv.rare(turbo, inverted, captions[0], 2, spread=1.0, refine_seeds=steps, scorer=scorer, **CALL)
