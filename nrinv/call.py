@@ -133,7 +133,8 @@ class Call(dict):
 
     def for_pipeline(self, pipe):
         """The arguments that the pipeline's call takes."""
-        return {name: value for name, value in self.items() if name in parameters(pipe) or takes_any(pipe)}
+        known, any_other = parameters(pipe), takes_any(pipe)
+        return {name: value for name, value in self.items() if name in known or any_other}
 
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -117,8 +117,10 @@ class Plan:
         """The sample of the first evaluation."""
         if self.first.correcting:
             draws = self._task.correction.draws(target)
-            signal, sigma = self.tail.levels[0] if draws else (1.0, 0.0)
-            return signal * target + sigma * draws[0] if draws else target
+            if draws is None:
+                return target
+            signal, sigma = self.tail.levels[0]
+            return signal * target + sigma * draws[0]
         if self._task.passes:
             return target / self.sampler.states[-1][0]
         guess = self.guess(target)
