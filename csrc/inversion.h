@@ -81,6 +81,9 @@ nri_status nri_begin_equation(nri_inversion *inv);
 /* What the samples that finish with an evaluation leave behind: log, state, network output.  The last ends the step. */
 nri_status nri_settle(nri_inversion *inv, bool *ended);
 
+/* At the end: samples whose results are not finite say so. */
+nri_status nri_seal(nri_inversion *inv);
+
 /* ---------------------------------------------------------------------------------------------------------- auto.c */
 
 /* Slope of f where the denoiser is flat: most of the spectrum of a denoiser's Jacobian lies there.  0 if it is not known. */

@@ -431,7 +431,7 @@ static nri_status
 enter(nri_inversion *inv, const nri_phase *next)
 {
     inv->phase = next;
-    return next ? next->begin(inv) : NRI_OK;
+    return next ? next->begin(inv) : nri_seal(inv);
 }
 
 /* A phase has ended. */

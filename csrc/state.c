@@ -84,3 +84,30 @@ nri_settle(nri_inversion *inv, bool *ended)
     *ended = !nri_solve_running(&inv->step);
     return *ended ? nri_keep_state(inv, inv->j, STATE) : NRI_OK;
 }
+
+/* Sums of finite numbers may overflow after the last evaluation: such a result is said to be none, and made finite. */
+static nri_status
+seal_slot(nri_inversion *inv, int slot)
+{
+    NRI_TRY(nri_norms(inv->v, slot, inv->coef));
+    for (int64_t b = 0; b < inv->v->batch; b++) {
+        inv->resting[b] = !isfinite(inv->coef[b]);
+        inv->result.reason[b] = inv->resting[b] ? NRI_NON_FINITE : inv->result.reason[b];
+    }
+    return inv->v->ops->copy(inv->v, slot, Z0, inv->resting);
+}
+
+nri_status
+nri_seal(nri_inversion *inv)
+{
+    const nri_result *r = &inv->result;
+    int E = inv->sampler->evaluations, K = inv->options.absorb && !inv->options.correct_only ? inv->sampler->noises : 0;
+    NRI_TRY(seal_slot(inv, r->latents));
+    for (int j = 0; r->trajectory >= 0 && j <= E; j++) {
+        NRI_TRY(seal_slot(inv, r->trajectory + j));
+    }
+    for (int k = 0; k < K; k++) {
+        NRI_TRY(seal_slot(inv, r->noises + k));
+    }
+    return NRI_OK;
+}
