@@ -1,9 +1,13 @@
-"""Builds nrinv._C: one C11 extension for the limited API, linking neither libtorch nor CUDA.
+"""Builds nrinv._C: one C11 extension, linking neither libtorch nor CUDA.
+
+For the limited API: one wheel for CPython 3.11 and all later ones.  Free-threaded CPython has no limited API and gets a wheel
+of its own for each version.
 
 Environment: NRINV_SANITIZE=1 (AddressSanitizer and UBSan), NRINV_DEBUG=1 (-O0 -g), NRINV_COVERAGE=1 (gcov).
 """
 
 import os
+import sysconfig
 from glob import glob
 
 import numpy
@@ -18,9 +22,11 @@ compile_args = ["-std=c11", "-Wall", "-Wextra", "-fvisibility=hidden", "-g0", "-
 link_args = ["-s"]
 macros = [
     ("_POSIX_C_SOURCE", "200809L"),
-    ("Py_LIMITED_API", "0x030B0000"),
     ("NPY_TARGET_VERSION", "NPY_1_25_API_VERSION"),
 ]
+limited = not sysconfig.get_config_var("Py_GIL_DISABLED")
+if limited:
+    macros.append(("Py_LIMITED_API", "0x030B0000"))
 if switch("NRINV_DEBUG") or switch("NRINV_SANITIZE") or switch("NRINV_COVERAGE"):
     compile_args[-2:] = ["-g", "-O0"]
     link_args = []
@@ -44,8 +50,8 @@ setup(
             extra_compile_args=compile_args,
             extra_link_args=link_args,
             libraries=["m", "dl"],
-            py_limited_api=True,
+            py_limited_api=limited,
         )
     ],
-    options={"bdist_wheel": {"py_limited_api": "cp311"}},
+    options={"bdist_wheel": {"py_limited_api": "cp311"}} if limited else {},
 )

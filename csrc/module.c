@@ -74,6 +74,10 @@ static int
 module_exec(PyObject *module)
 {
     module_state *state = PyModule_GetState(module);
+    if (PyInterpreterState_GetID(PyInterpreterState_Get()) != 0) { /* what the slot says, where it is not asked */
+        PyErr_SetString(PyExc_ImportError, "nrinv._C, like NumPy, can be used in the main interpreter only");
+        return -1;
+    }
     state->load_torch = load_aten;
     if (PyArray_ImportNumPyAPI() < 0 || PyModule_AddFunctions(module, path_methods)) {
         return -1;
@@ -122,7 +126,18 @@ module_free(void *module)
     module_clear((PyObject *)module);
 }
 
-static PyModuleDef_Slot module_slots[] = {{Py_mod_exec, module_exec}, {0, NULL}};
+/*
+Numbers of slots that the limited API of 3.11 does not name.  An interpreter refuses those that it does not know: the newest
+stand first, and older interpreters start behind them.  NumPy's table of functions belongs to the process, hence to the
+first of its interpreters.
+*/
+enum { INTERPRETERS_SLOT = 3, GIL_SLOT = 4 };
+static PyModuleDef_Slot module_slots[] = {
+    {GIL_SLOT, (void *)1},      /* Py_MOD_GIL_NOT_USED, 3.13 */
+    {INTERPRETERS_SLOT, NULL},  /* Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED, 3.12 */
+    {Py_mod_exec, module_exec},
+    {0, NULL},
+};
 
 static PyModuleDef definition = {
     PyModuleDef_HEAD_INIT,
@@ -130,7 +145,6 @@ static PyModuleDef definition = {
     .m_doc = "Samplers as linear forms and their inversion by reverse communication.",
     .m_size = sizeof(module_state),
     .m_methods = module_methods,
-    .m_slots = module_slots,
     .m_traverse = module_traverse,
     .m_clear = module_clear,
     .m_free = module_free,
@@ -139,5 +153,6 @@ static PyModuleDef definition = {
 PyMODINIT_FUNC
 PyInit__C(void)
 {
+    definition.m_slots = module_slots + (Py_Version < 0x030C0000 ? 2 : Py_Version < 0x030D0000 ? 1 : 0);
     return PyModuleDef_Init(&definition);
 }

@@ -5,6 +5,9 @@ One in use by one thread refuses another.
 */
 #include "python.h"
 
+#include <math.h>
+#include <stdatomic.h>
+
 typedef struct {
     PyObject_HEAD
     PyObject *sampler, *correct_from; /* Samplers, which the core borrows */
@@ -12,7 +15,7 @@ typedef struct {
     nri_space *v;
     nri_options options;
     nri_inversion *core;
-    bool busy;
+    atomic_bool busy; /* also where threads have no GIL */
 } Inversion;
 
 /* The arguments that are lists of tensors. */
@@ -102,17 +105,42 @@ read_lists(const Inversion *self, const given *g, PyObject **tuples)
     return 0;
 }
 
+/* Load a tensor into a slot; numbers that are not finite would end as samples for which the network is blamed. */
+static int
+load(Inversion *self, int slot, PyObject *x, const char *name)
+{
+    nri_space *v = self->v;
+    nri_status status;
+    bool finite = true;
+    double *norms = PyMem_Malloc(sizeof(*norms) * (size_t)v->batch);
+    if (!norms) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    int bad = exchange(v, slot, &self->target, x, name, NRI_LOAD);
+    if (!bad) {
+        Py_BEGIN_ALLOW_THREADS
+        status = nri_norms(v, slot, norms);
+        Py_END_ALLOW_THREADS
+        bad = check_status(status);
+    }
+    for (int64_t b = 0; !bad && b < v->batch; b++) {
+        finite &= isfinite(norms[b]) != 0;
+    }
+    PyMem_Free(norms);
+    return bad || finite ? bad : refuse("%s must be finite, got NaN or infinity", name);
+}
+
 static int
 load_all(Inversion *self, PyObject *guess, PyObject **tuples)
 {
-    const pattern *p = &self->target;
     nri_inputs to = nri_inversion_inputs(self->core);
     const int first[LISTS] = {to.noises, to.draws, to.correct_noises};
-    int bad = exchange(self->v, to.target, p, p->like, "target", NRI_LOAD)
-              || (guess != Py_None && exchange(self->v, to.guess, p, guess, "guess", NRI_LOAD));
+    int bad = load(self, to.target, self->target.like, "target")
+              || (guess != Py_None && load(self, to.guess, guess, "guess"));
     for (int i = 0; !bad && i < LISTS; i++) {
         for (int k = 0; !bad && k < PyTuple_Size(tuples[i]); k++) {
-            bad = exchange(self->v, first[i] + k, p, PyTuple_GetItem(tuples[i], k), list_names[i], NRI_LOAD);
+            bad = load(self, first[i] + k, PyTuple_GetItem(tuples[i], k), list_names[i]);
         }
     }
     return bad;
@@ -124,7 +152,12 @@ read_radius(PyObject *radius, int64_t batch)
 {
     PyArrayObject *a = (PyArrayObject *)PyArray_FROM_OTF(radius, NPY_DOUBLE, NPY_ARRAY_IN_ARRAY);
     if (a && (PyArray_NDIM(a) != 1 || PyArray_DIM(a, 0) != batch)) {
-        refuse("radius must hold a norm of at least 0 for each of the %lld samples, got %R", (long long)batch, radius);
+        PyObject *shape = PyObject_GetAttrString((PyObject *)a, "shape");
+        if (shape) {
+            refuse("radius must hold a norm of at least 0 for each of the %lld samples, got shape %R", (long long)batch,
+                   shape);
+            Py_DECREF(shape);
+        }
         Py_CLEAR(a);
     }
     return a;
@@ -145,15 +178,12 @@ create_core(Inversion *self, PyObject *radius)
     return check_problem(status, &problem);
 }
 
-/* Everything is read and checked before it is loaded; the first request tells whether the target is finite. */
+/* Everything is read and checked before it is loaded. */
 static int
 inversion_open(Inversion *self, const module_state *state, const given *g)
 {
     const nri_sampler *sampler = core_of(self->sampler);
     nri_problem problem;
-    nri_request request;
-    nri_status status;
-    bool done;
     PyObject *tuples[LISTS] = {NULL, NULL, NULL};
     int bad = check_problem(nri_check_options(sampler, &self->options, &problem), &problem)
               || read_pattern(g->target, "the target", "target", &self->target) || read_lists(self, g, tuples)
@@ -162,16 +192,7 @@ inversion_open(Inversion *self, const module_state *state, const given *g)
     for (int i = 0; i < LISTS; i++) {
         Py_XDECREF(tuples[i]);
     }
-    if (bad) {
-        return -1;
-    }
-    Py_BEGIN_ALLOW_THREADS
-    status = nri_inversion_next(self->core, &request, &done);
-    Py_END_ALLOW_THREADS
-    if (status == NRI_NOT_FINITE) {
-        return refuse("target must be finite, got NaN or infinity");
-    }
-    return check_status(status);
+    return bad ? -1 : 0;
 }
 
 static PyObject *
@@ -240,12 +261,15 @@ inversion_dealloc(PyObject *op)
 static int
 enter(Inversion *self)
 {
-    if (self->busy || !self->core) {
-        PyErr_SetString(PyExc_RuntimeError,
-                        self->core ? "this Inversion is in use by another thread" : "this Inversion has been collected");
+    if (atomic_exchange(&self->busy, true)) {
+        PyErr_SetString(PyExc_RuntimeError, "this Inversion is in use by another thread");
         return -1;
     }
-    self->busy = true;
+    if (!self->core) {
+        PyErr_SetString(PyExc_RuntimeError, "this Inversion has been collected");
+        self->busy = false;
+        return -1;
+    }
     return 0;
 }
 

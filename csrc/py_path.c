@@ -1,6 +1,7 @@
 /* nrinv._C.interpolate and nrinv._C.centroid: paths between noise vectors. */
 #include "python.h"
 
+#include <float.h>
 #include <limits.h>
 #include <math.h>
 
@@ -25,6 +26,19 @@ check_path(nri_status status, const nri_space *v, int64_t sample, const char *na
         return refuse("%s must have at least 4 elements a sample for a geodesic, got %lld", name, (long long)v->elements);
     }
     return status == NRI_NOT_UNIQUE ? refuse("%s: %s", name, nri_status_text(status)) : check_status(status);
+}
+
+/* Whether all numbers of a vector are in 0..most, and at least one is above 0 if `some`. */
+static bool
+in_range(PyArrayObject *a, double most, bool some)
+{
+    const double *x = PyArray_DATA(a);
+    bool good = true;
+    for (npy_intp i = 0; i < PyArray_DIM(a, 0); i++) {
+        good &= x[i] >= 0 && x[i] <= most;
+        some &= !(x[i] > 0);
+    }
+    return good && !some;
 }
 
 /* The points, a list of n tensors like a. */
@@ -85,6 +99,9 @@ path_interpolate(PyObject *module, PyObject *args, PyObject *kwargs)
     if (PyArray_NDIM(fractions) != 1 || PyArray_DIM(fractions, 0) < 1 || PyArray_DIM(fractions, 0) > INT_MAX) {
         refuse("fractions must be a vector of at least one number");
     }
+    else if (!in_range(fractions, 1, false)) {
+        refuse("fractions must be in 0..1");
+    }
     else if (!read_pattern(a, "a", "a", &p) && !create_space(PyModule_GetState(module), &p, NRI_PATH_SLOTS, &v)
              && !exchange(v, NRI_PATH_A, &p, a, "a", NRI_LOAD) && !exchange(v, NRI_PATH_B, &p, b, "b", NRI_LOAD)
              && !exchange(v, NRI_PATH_DIRECTION, &p, direction, "direction", NRI_LOAD)) {
@@ -132,6 +149,9 @@ path_centroid(PyObject *module, PyObject *args, PyObject *kwargs)
     int bad = !shares;
     if (!bad && (K < 1 || K > INT_MAX / 4 || PyArray_NDIM(shares) != 1 || PyArray_DIM(shares, 0) != K)) {
         bad = refuse("shares must be a vector of %zd numbers, one for each of the latents", K);
+    }
+    if (!bad && !in_range(shares, DBL_MAX, true)) {
+        bad = refuse("shares must be finite, at least 0 and not all 0");
     }
     bad = bad || read_pattern(PyTuple_GetItem(latents, 0), "the first", "latents", &p)
           || create_space(PyModule_GetState(module), &p, (int)K + 1, &v);

@@ -62,6 +62,18 @@ without_lazy_sign(PyObject *x)
 }
 
 static int
+refuse_device(PyObject *x, const char *name)
+{
+    PyObject *layout = PyObject_GetAttrString(x, "layout"), *device = layout ? PyObject_GetAttrString(x, "device") : NULL;
+    if (device) {
+        refuse("%s must be a dense tensor on a CPU, CUDA or ROCm device, got layout %R on %S", name, layout, device);
+    }
+    Py_XDECREF(layout);
+    Py_XDECREF(device);
+    return -1;
+}
+
+static int
 take_torch(PyObject *x, const char *name, intake *in)
 {
     nri_dl_exchange *api = exchange_of(x);
@@ -75,7 +87,7 @@ take_torch(PyObject *x, const char *name, intake *in)
     int64_t elements = 1;
     if (api->view_py(in->owner, &in->view)) {
         PyErr_Clear();
-        return refuse("%s must be a dense tensor on a CPU, CUDA or ROCm device, got %R", name, x);
+        return refuse_device(x, name);
     }
     for (int i = 0; i < in->view.ndim; i++) {
         elements *= in->view.shape[i];

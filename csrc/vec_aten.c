@@ -10,6 +10,7 @@ The `out` overloads are also the ones autocast leaves alone.
 #include "aten.h"
 
 #include <dlfcn.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -46,8 +47,8 @@ typedef struct {
     int32_t device, device_index;
 } space;
 
-const char *
-nri_aten_load(const char *torch_c)
+static const char *
+load(const char *torch_c)
 {
     const char *missing = NULL;
     void *f;
@@ -78,6 +79,17 @@ nri_aten_load(const char *torch_c)
         missing = "torch_new_stable_ivalue";
     }
     loaded = !missing;
+    return missing;
+}
+
+/* Threads may come at the same time where Python has no GIL. */
+const char *
+nri_aten_load(const char *torch_c)
+{
+    static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+    pthread_mutex_lock(&mutex);
+    const char *missing = load(torch_c);
+    pthread_mutex_unlock(&mutex);
     return missing;
 }
 
