@@ -5,6 +5,7 @@ One in use by one thread refuses another.
 */
 #include "python.h"
 
+#include <limits.h>
 #include <math.h>
 #include <stdatomic.h>
 
@@ -29,6 +30,32 @@ typedef struct {
 
 /* ------------------------------------------------------------------------------------------------------------ creation */
 
+/* A whole number of any size: what no int holds becomes the largest or smallest, which the option's check refuses by name. */
+static int
+read_int(PyObject *x, void *out)
+{
+    int overflow;
+    long n = PyLong_AsLongAndOverflow(x, &overflow);
+    if (n == -1 && !overflow && PyErr_Occurred()) {
+        return 0;
+    }
+    *(int *)out = overflow > 0 || n > INT_MAX ? INT_MAX : overflow < 0 || n < INT_MIN ? INT_MIN : (int)n;
+    return 1;
+}
+
+/* A number of any size: what no double holds becomes infinity. */
+static int
+read_number(PyObject *x, void *out)
+{
+    double n = PyFloat_AsDouble(x);
+    if (n == -1 && PyErr_Occurred() && PyErr_ExceptionMatches(PyExc_OverflowError)) {
+        PyErr_Clear();
+        n = INFINITY;
+    }
+    *(double *)out = n;
+    return !PyErr_Occurred();
+}
+
 static int
 read_options(PyObject *args, PyObject *kwargs, given *g, nri_options *o)
 {
@@ -42,11 +69,12 @@ read_options(PyObject *args, PyObject *kwargs, given *g, nri_options *o)
     *o = nri_default_options;
     *g = (given){NULL, NULL, Py_None, Py_None, Py_None, {Py_None, Py_None, Py_None}};
     predictor = o->predictor;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$OOssiiddidddpppsOipOOO:Inversion", names, &g->sampler, &g->target,
-                                     &g->lists[NOISES], &g->guess, &solver, &noise, &o->max_nfe, &o->depth, &o->tol,
-                                     &o->atol, &o->rounds, &o->lam, &o->floor, &o->extrapolation, &predictor, &verify,
-                                     &trajectory, &order, &g->correct_from, &o->correct_rounds, &correct_only, &g->radius,
-                                     &g->lists[DRAWS], &g->lists[CORRECT_NOISES])) {
+    if (!PyArg_ParseTupleAndKeywords(
+            args, kwargs, "OO|$OOssO&O&O&O&O&O&O&O&pppsOO&pOOO:Inversion", names, &g->sampler, &g->target, &g->lists[NOISES],
+            &g->guess, &solver, &noise, read_int, &o->max_nfe, read_int, &o->depth, read_number, &o->tol, read_number,
+            &o->atol, read_int, &o->rounds, read_number, &o->lam, read_number, &o->floor, read_number, &o->extrapolation,
+            &predictor, &verify, &trajectory, &order, &g->correct_from, read_int, &o->correct_rounds, &correct_only,
+            &g->radius, &g->lists[DRAWS], &g->lists[CORRECT_NOISES])) {
         return -1;
     }
     int method = read_name("solver", solver, nri_solver_names);

@@ -293,6 +293,14 @@ def _vae(pipe):
     return vae
 
 
+def _check_dense(name, given):
+    """Most operations are not there for sparse and nested tensors, and a meta tensor holds nothing."""
+    for one in given if isinstance(given, (list, tuple)) else [given]:
+        if isinstance(one, torch.Tensor) and (one.layout is not torch.strided or one.is_meta or one.is_quantized):
+            layout = "quantized" if one.is_quantized else one.layout
+            raise ValueError(f"{name} must be a dense tensor, got layout {layout} on {one.device}")
+
+
 def _draws_pixels(pipe):
     """Whether the pipeline has no autoencoder: its latents are the image."""
     return autoencoder(pipe) is None and 3 in channels(pipe)
@@ -403,6 +411,8 @@ def read_source(
     pipe, image, *, latents=None, height=None, width=None, value_range=None, background="white", checked=False
 ) -> Source:
     """`image` or `latents`, as in `encode`; checked: at a size that passes the checks of the pipeline's call."""
+    _check_dense("image", image)
+    _check_dense("latents", latents)
     if latents is not None:
         if image is not None:
             raise ValueError("latents: give either image or latents, got both")
@@ -567,6 +577,7 @@ def read_mask(mask_image):
     all, other numbers in 0..1.
     Raises ValueError if it is no such image.
     """
+    _check_dense("mask_image", mask_image)
     image = _opened(mask_image, "mask_image")
     pixels = _drawn(image) if isinstance(image, Image.Image) else image
     if isinstance(pixels, (list, tuple)):
