@@ -1,5 +1,6 @@
 # make demo, make test: set everything up in .venv and run.  make check, make notebooks: what else must hold before a change
-# lands.  make bench: all figures of the pages.  make model: the embedded models, from nothing (training/README.md).
+# lands.  make fuzz: an hour of random inputs, SECONDS=600 for less.  make bench: all figures of the pages.  make model: the
+# embedded models, from nothing (training/README.md).
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +9,7 @@ BIN := $(VENV)/bin
 # One thread a process: small networks are many times slower when threads outnumber cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test check notebooks bench model format clean
+.PHONY: demo test check fuzz notebooks bench model format clean
 
 $(VENV)/installed: pyproject.toml setup.py constraints.txt $(wildcard csrc/*.c csrc/*.h)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -30,11 +31,18 @@ check: $(VENV)/installed
 	$(BIN)/mypy
 	$(BIN)/stubtest --mypy-config-file pyproject.toml nrinv._C
 	$(BIN)/pytest -q tests/typing
-	$(BIN)/clang-format --dry-run --Werror csrc/*.c csrc/*.h tests/c/*.c tests/c/*.h
+	$(BIN)/clang-format --dry-run --Werror csrc/*.[ch] tests/c/*.[ch] tests/fuzz/*.[ch]
 	$(MAKE) -C tests/c sanitize valgrind BUILD=$(CURDIR)/build/c
+	$(MAKE) -C tests/fuzz run BUILD=$(CURDIR)/build/fuzz SECONDS=60
 	$(BIN)/python tests/sanitize.py
 	$(BIN)/python -m build -q --wheel --no-isolation --outdir build/wheel
 	$(BIN)/abi3audit --strict build/wheel/nrinv-*-cp311-abi3-*.whl
+
+# Half of the time for the core, half for what is given from Python.
+SECONDS ?= 3600
+fuzz: $(VENV)/installed
+	$(MAKE) -C tests/fuzz run BUILD=$(CURDIR)/build/fuzz SECONDS=$$(( $(SECONDS) / 2 ))
+	$(BIN)/python tests/fuzz/cases.py all $$(( $(SECONDS) / 2 ))
 
 notebooks: $(VENV)/installed
 	$(BIN)/pytest -n auto --nbmake --nbmake-timeout=600 notebooks
@@ -61,7 +69,7 @@ model: $(VENV)/installed
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i csrc/*.c csrc/*.h tests/c/*.c tests/c/*.h
+	$(BIN)/clang-format -i csrc/*.[ch] tests/c/*.[ch] tests/fuzz/*.[ch]
 
 clean:
 	rm -rf build dist *.egg-info nrinv/*.so demo

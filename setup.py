@@ -1,7 +1,7 @@
 """Builds nrinv._C: one C11 extension, linking neither libtorch nor CUDA.
 
-For the limited API: one wheel for CPython 3.11 and all later ones.  Free-threaded CPython has no limited API and gets a wheel
-of its own for each version.
+For the limited API: one wheel for CPython 3.11 and all later ones.  Free-threaded CPython has no limited API and gets a
+wheel of its own for each version.
 
 Environment: NRINV_SANITIZE=1 (AddressSanitizer and UBSan), NRINV_DEBUG=1 (-O0 -g), NRINV_COVERAGE=1 (gcov).
 """
@@ -32,7 +32,8 @@ if switch("NRINV_DEBUG") or switch("NRINV_SANITIZE") or switch("NRINV_COVERAGE")
     link_args = []
 if switch("NRINV_SANITIZE"):
     flags = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
-    compile_args += flags
+    # CPython's own flags have -fwrapv, under which no signed overflow is one; the last flag wins.
+    compile_args += [*flags, "-fno-wrapv"]
     link_args += flags
     macros.append(("NRI_NO_CLONES", None))
 if switch("NRINV_COVERAGE"):

@@ -77,14 +77,18 @@ angles(nri_space *v, const double *a, const double *b, double *coef, double *sum
     return NRI_OK;
 }
 
-/* Make DIRECTION the unit vector orthogonal to A: in the plane of A and B if there is one. */
+/*
+Make DIRECTION the unit vector orthogonal to A: in the plane of A and B if there is one.  The caller's is taken for opposite
+ends only; elsewhere it would count 0 times, which is NaN where it is not finite.
+*/
 static nri_status
-find_direction(nri_space *v, const double *a, const double *b, const double *theta, double *coef, double *dot, bool *known)
+find_direction(nri_space *v, const double *a, const double *b, const double *theta, double *coef, double *dot, bool *known,
+               int64_t *sample)
 {
     for (int64_t i = 0; i < v->batch; i++) {
         coef[2 * i] = -cos(theta[i]) / a[i];
         coef[2 * i + 1] = 1 / b[i];
-        known[i] = sin(theta[i]) > ROUNDING;
+        known[i] = theta[i] < OPPOSITE || sin(theta[i]) > ROUNDING;
     }
     NRI_TRY(v->ops->combine(v, NRI_PATH_SPARE, (nri_rows){NRI_PATH_A, 2, 1}, coef, 2));
     NRI_TRY(v->ops->copy(v, NRI_PATH_DIRECTION, NRI_PATH_SPARE, known));
@@ -97,6 +101,7 @@ find_direction(nri_space *v, const double *a, const double *b, const double *the
         NRI_TRY(v->ops->combine(v, NRI_PATH_DIRECTION, (nri_rows){NRI_PATH_A, 2, NRI_PATH_DIRECTION - NRI_PATH_A}, coef, 2));
     }
     NRI_TRY(v->ops->dots(v, NRI_PATH_DIRECTION, (nri_rows){NRI_PATH_DIRECTION, 1, 1}, dot));
+    NRI_TRY(check_norms(v, dot, 0, DBL_MAX, NRI_NOT_FINITE, sample));
     for (int64_t i = 0; i < v->batch; i++) {
         coef[i] = dot[i] > 0 ? 1 / sqrt(dot[i]) : 0;
     }
@@ -176,7 +181,7 @@ measure_ends(nri_space *v, const nri_shell *shell, const ends *e, int64_t *sampl
         NRI_TRY(check_norms(v, e->b, shell->inner, shell->outer, NRI_NO_NOISE, sample));
     }
     NRI_TRY(angles(v, e->a, e->b, e->coef, e->dot, e->theta));
-    return find_direction(v, e->a, e->b, e->theta, e->coef, e->dot, e->known);
+    return find_direction(v, e->a, e->b, e->theta, e->coef, e->dot, e->known, sample);
 }
 
 nri_status

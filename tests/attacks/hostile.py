@@ -58,6 +58,26 @@ def inversion():
     )
 
 
+def smallest():
+    """One image of two numbers, one evaluation: a file of less than a kilobyte."""
+    each, counts = np.ones((1, 1)), np.ones(1, int)
+    return InversionOutput(
+        latents=torch.ones(1, 1, 1, 2),
+        noises=[],
+        timesteps=np.ones(1),
+        residuals=each,
+        step_nfe=each.astype(int),
+        nfe=counts,
+        reasons=["tol"],
+        error=np.array([1e-3]),
+        prompt=["a"],
+        call=Call({"num_inference_steps": 1}, batch=1),
+        pipeline="P",
+        scheduler="DDIMScheduler",
+        scheduler_config={},
+    )
+
+
 def parts(data):
     """(header, data of the tensors) of a safetensors file."""
     size = int.from_bytes(data[:8], "little")

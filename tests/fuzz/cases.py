@@ -1,13 +1,15 @@
 """Inputs of every kind, and what must hold of them: each function is one case, drawn from a `random.Random`.
 
-A case ends well, or with the exceptions that the interface promises.  A test draws a few by hypothesis, which then finds the
-smallest case that fails; `python tests/fuzz/cases.py NAME COUNT [SEED]` draws many, and names the seed of one that fails.
+A case ends well, or with the exceptions that the interface promises.  test_fuzz.py draws a few by hypothesis, which finds
+the smallest case that fails.  Many are drawn by `python tests/fuzz/cases.py NAME COUNT [SEED]`, or `... all SECONDS`, which
+names the seed of one that fails.
 """
 
 import json
 import random
 import sys
 import tempfile
+import time
 import warnings
 from pathlib import Path
 
@@ -74,7 +76,9 @@ def numpy_array(r, shape, dtype=None, plain=False):
 
 def torch_tensor(r, shape, plain=False):
     dtype = torch.float32 if plain or rarely(r, 2) else r.choice(TORCH_DTYPES)
-    out = torch.from_numpy(np.array(numpy_array(r, shape, "f8", plain), copy=True, order="C", subok=False)).to(dtype)
+    out = torch.from_numpy(
+        np.array(numpy_array(r, shape, "f8", plain), copy=True, order="C", subok=False).reshape(shape)
+    ).to(dtype)
     how = r.randrange(12)
     if how == 0 and out.ndim > 1:
         out = out.transpose(0, -1).contiguous().transpose(0, -1)
@@ -425,21 +429,30 @@ CASES = {"binding": binding, "paths": paths, "load": load, "images": images, "ca
 NEEDS_PIPELINE = ("images", "calls")
 
 
-def many(name, count, seed=0):
-    """Draw `count` cases; a failure names its seed."""
-    more = (nrinv.demo_pipeline("turbo"),) if name in NEEDS_PIPELINE else ()
-    ended = 0
-    for one in range(seed, seed + count):
-        try:
-            CASES[name](random.Random(one), *more)
-            ended += 1
-        except BaseException:
-            print(f"{name}: seed {one} fails", flush=True)
-            raise
-    print(f"{name}: {ended} cases")
+def pipeline_for(name):
+    return (nrinv.demo_pipeline("turbo"),) if name in NEEDS_PIPELINE else ()
+
+
+def draw(name, seed, more):
+    try:
+        CASES[name](random.Random(seed), *more)
+    except BaseException:
+        print(f"{name}: seed {seed} fails", flush=True)
+        raise
+
+
+def main(what, number, seed=None):
+    """`number` cases of one kind, from a seed on; or of all kinds for `number` seconds, from other seeds each time."""
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    first = time.time_ns() if seed is None else int(seed)
+    for name in CASES if what == "all" else [what]:
+        more, count, end = pipeline_for(name), 0, time.monotonic() + int(number) / len(CASES)
+        while time.monotonic() < end if what == "all" else count < int(number):
+            draw(name, first + count, more)
+            count += 1
+        print(f"{name}: {count} cases, from seed {first} on", flush=True)
 
 
 if __name__ == "__main__":
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    many(sys.argv[1], int(sys.argv[2]), *map(int, sys.argv[3:]))
+    main(*sys.argv[1:])
