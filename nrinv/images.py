@@ -294,11 +294,13 @@ def _vae(pipe):
 
 
 def _check_dense(name, given):
-    """Most operations are not there for sparse and nested tensors, and a meta tensor holds nothing."""
+    """Most operations are not there for sparse and nested tensors, a meta tensor holds nothing, an empty one no range."""
     for one in given if isinstance(given, (list, tuple)) else [given]:
         if isinstance(one, torch.Tensor) and (one.layout is not torch.strided or one.is_meta or one.is_quantized):
             layout = "quantized" if one.is_quantized else one.layout
             raise ValueError(f"{name} must be a dense tensor, got layout {layout} on {one.device}")
+        if isinstance(one, (torch.Tensor, np.ndarray)) and 0 in one.shape:
+            raise ValueError(f"{name} must not be empty, got shape {tuple(one.shape)}")
 
 
 def _draws_pixels(pipe):
