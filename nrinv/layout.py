@@ -8,7 +8,7 @@ import math
 import torch
 
 from .derived import Derived, Left, rebind
-from .known import autoencoder, has_frames, latent_channels, packs, scale_factor
+from .known import autoencoder, has_frames, latent_channels, packs, scale_factor, step_signature
 
 
 def closeness(dtype):
@@ -78,7 +78,7 @@ class LayoutProbe(Derived):
 
     def step(self, *args, **kwargs):
         self.stepped += 1
-        self.sample = inspect.signature(self._inner.step).bind(*args, **kwargs).arguments["sample"].detach()
+        self.sample = step_signature(type(self._inner)).bind(*args, **kwargs).arguments["sample"].detach()
         raise Left
 
 
