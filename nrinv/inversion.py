@@ -27,7 +27,7 @@ _FIRST_FORMAT = {
 # What a field is made of, and whose it is: "tensor" [B, ...]; "tensors", a list of such; "array", whose last axis is the
 # samples; "list", one entry a sample; "json"; "prompt" and "call".
 # What a file may hold for it.  schema: of JSON.  needed: not nothing.  axes: of an array.  numbers: "whole", at least 0;
-# "size", at least 0 or NaN; "finite"; "any".  count: how many tensors, evaluations and so many more.
+# "size", at least 0 or NaN; "finite"; "bool"; "any".  count: how many tensors, evaluations and so many more.
 def _sample(kind, **rules):
     return {"kind": kind, "per": "sample", **rules}
 
@@ -71,7 +71,9 @@ class InversionOutput(BaseOutput):
     restarts, rejected, failed [B]: how often the solver went back to its best point, could not use a mixture of what it had
     seen, and met values that are not finite.
     reasons: for each sample why it ended; `nrinv.reasons()` explains the names.
-    error [B]: |z_0 - sampler(z_T)| / |z_0|, end to end, where it was measured (rounds, verify); else NaN.
+    error [B]: |z_0 - sampler(z_T)| / |z_0|, how far from the latents a stock run from the noise ends; NaN where the reason
+    is "non_finite".  measured [B]: whether it was measured by such a run, or is estimated from what the steps miss and how
+    much that was seen to grow; docs/mathematics.md says how well.
     trajectory: E + 1 states from z_T to z_0, if asked for.
     defects: E tensors [B, ...], what each evaluation of a stock run from the noise misses the trajectory by, if asked for;
     `generate(..., replay=1)` adds them.  The other fields describe the noise alone.
@@ -96,6 +98,7 @@ class InversionOutput(BaseOutput):
     failed: np.ndarray | None = field(default=None, metadata=_sample("array", axes="B", numbers="whole"))
     reasons: list[str] | None = field(default=None, metadata=_sample("list", schema=_REASONS))
     error: np.ndarray | None = field(default=None, metadata=_sample("array", axes="B", numbers="size"))
+    measured: np.ndarray | None = field(default=None, metadata=_sample("array", axes="B", numbers="bool"))
     trajectory: list[torch.Tensor] | None = field(default=None, metadata=_sample("tensors", count=1))
     defects: list[torch.Tensor] | None = field(default=None, metadata=_sample("tensors", count=0))
     corrected: torch.Tensor | None = field(default=None, metadata=_sample("tensor"))
@@ -117,7 +120,8 @@ class InversionOutput(BaseOutput):
         if self.nfe is not None and self.residuals is not None:
             lines.append(f"network evaluations {_range(self.nfe)}, residuals up to {np.nanmax(self.residuals):.1e}")
         if self.error is not None and not np.isnan(self.error).all():
-            lines.append(f"error {_range(self.error, '.1e')}")
+            how = "" if self.measured is None else ", measured" if self.measured.all() else ", estimated"
+            lines.append(f"error {_range(self.error, '.1e')}{how}")
         if self.reasons is not None:
             ends = [f"{name} ({self.reasons.count(name)})" for name in dict.fromkeys(self.reasons)]
             lines.append(f"ended with {', '.join(ends)}")
@@ -399,10 +403,11 @@ def _check_fields(inv):
 
 
 def _check_array(name, value, shape, numbers):
-    if list(value.shape) != shape or value.dtype.kind != ("i" if numbers == "whole" else "f"):
-        kind = "whole" if numbers == "whole" else "floating-point"
-        raise ValueError(f"{name} must be {kind} numbers {shape}, got {value.dtype} {list(value.shape)}")
+    code, kind = {"whole": ("i", "whole numbers"), "bool": ("b", "bool")}.get(numbers, ("f", "floating-point numbers"))
+    if list(value.shape) != shape or value.dtype.kind != code:
+        raise ValueError(f"{name} must be {kind} {shape}, got {value.dtype} {list(value.shape)}")
     good = {
+        "bool": np.ones(value.shape, bool),
         "whole": value >= 0,
         "size": ~(value < 0),
         "finite": np.isfinite(value),
