@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from .options import Model, check_whole, free_memory, quieten
+from .options import Model, check_text, check_whole, free_memory, quieten
 from .paths import read_image, save_image
 from .shell import command, say
 
@@ -30,6 +30,8 @@ def demo(
 ):
     """Invert an image with the embedded model, draw it again, edit it; show errors and costs."""
     check_whole("steps", steps, 1, 1000)  # levels of the embedded models
+    check_text("prompt", prompt)
+    check_text("edit", edit)
     if image is not None and prompt is None:
         raise ValueError("prompt: say what your image shows, for example --prompt 'owl, noto style'")
     picture = None if image is None else read_image("image", image)

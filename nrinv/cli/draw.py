@@ -6,8 +6,10 @@ from typing import Annotated
 
 import numpy as np
 import typer
+from PIL import Image
 
 from .options import (
+    LONGEST,
     BatchOption,
     CaptionsOption,
     Drawing,
@@ -21,6 +23,7 @@ from .options import (
     SkipOption,
     SolverName,
     check_memory,
+    check_text,
     check_whole,
     embedded_model,
     generators,
@@ -40,7 +43,7 @@ from .paths import (
     read_image,
     save_image,
 )
-from .shell import command, complain, each
+from .shell import command, each
 
 ImagesArgument = Annotated[list[Path], typer.Argument(help="Images, or folders of them.", metavar="IMAGE...")]
 
@@ -59,6 +62,8 @@ def _image_jobs(screen, images, output, kinds, ending, skip_existing, captions, 
     sources, several = expand(images, READ_KINDS, "image")
     known = read_captions(captions) if captions is not None else {}
     prompts = [caption_of(source, known, prompt) for source in sources]
+    for one in prompts:
+        check_text("prompt", one)
     if not several:
         check_image("image", sources[0])
     return _jobs(screen, sources, several, outputs(sources, several, output, kinds, ending), skip_existing, prompts)
@@ -82,16 +87,27 @@ def _read_image(job):
     return read_image("image", job.source)
 
 
+_NOT_FINITE = "the network returned NaN or infinity; --dtype float32 has the widest range, --guidance may be too large"
+
+
 def pictures(drawn):
-    """The images that a pipeline returns."""
-    if getattr(drawn, "images", None) is None:
-        raise ValueError("model: the pipeline draws no images; the command line has nothing to write them to")
-    return drawn.images
+    """The images that a pipeline has returned for output_type="np", as PIL images.
+
+    Raises ValueError if they are not finite: PIL images would be black.
+    """
+    arrays = getattr(drawn, "images", None)
+    if not isinstance(arrays, np.ndarray) or arrays.ndim != 4:
+        raise ValueError("model: its pipeline draws no images; from Python, nrinv.generate returns what it draws")
+    if not np.isfinite(arrays).all():
+        raise ValueError(_NOT_FINITE)
+    return [
+        Image.fromarray(one.squeeze(-1) if one.shape[-1] == 1 else one) for one in (arrays * 255).round().astype("uint8")
+    ]
 
 
 def _check_finite_noise(inv):
     if "non_finite" in inv.reasons:
-        raise ValueError("the network returned NaN or infinity; --dtype float32 has a wider range")
+        raise ValueError(_NOT_FINITE)
 
 
 # ------------------------------------------------------------------------------------------------------------------- invert
@@ -127,7 +143,7 @@ def invert(
     """
     drawing.check(seed, max_nfe)
     check_whole("batch_size", batch_size, 1)
-    check_whole("rounds", rounds, 0)
+    check_whole("rounds", rounds, 0, LONGEST)
     jobs = _image_jobs(screen, images, output, (), INVERSION_KINDS[0], skip_existing, captions, prompt)
     if not jobs:
         return
@@ -159,7 +175,7 @@ def invert(
 
 
 def _quality(screen, pipe, inv, images, call, generator):
-    """For each image, how well it is reconstructed, in words: measured with a generator, else as far as is known."""
+    """For each image in words how well it is reconstructed: measured if there is a generator, else as far as is known."""
     from ..images import decode, encode, psnr, read_images
     from ..pipeline import generate
 
@@ -167,7 +183,7 @@ def _quality(screen, pipe, inv, images, call, generator):
     if generator is not None:
         screen.phase("draw again")
         target = read_images(pipe, images, **size) / 2 + 0.5
-        drawn = pictures(generate(pipe, inv, output_type="pt", generator=generator)).float().cpu()
+        drawn = generate(pipe, inv, output_type="pt", generator=generator).images.float().cpu()
         ceiling = psnr(decode(pipe, encode(pipe, images, **size), **size).cpu(), target.cpu())
         return [
             f"drawn again it has {one:.1f} dB to the image, where the autoencoder alone has {best:.1f} dB"
@@ -194,7 +210,8 @@ def _estimated(pipe, latents, error, size):
 
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0)).to(latents.device)
     axes, z = tuple(range(1, latents.ndim)), latents.float()
-    scale = z.norm(dim=axes, keepdim=True) / noise.norm(dim=axes, keepdim=True)
+    norm = torch.linalg.vector_norm
+    scale = norm(z, dim=axes, keepdim=True) / norm(noise, dim=axes, keepdim=True)
     error = torch.as_tensor(error, dtype=torch.float32, device=z.device).reshape(-1, *(1 for _ in axes))
     moved = (z + error * scale * noise).to(latents.dtype)
     return psnr(*(decode(pipe, one, **size) for one in (latents, moved)))
@@ -225,6 +242,7 @@ def generate(
 
     Of several inversions, or of folders, each image goes to a .png file of the inversion's name in the folder --output.
     """
+    check_text("prompt", prompt)
     sources, several = expand(inversions, INVERSION_KINDS, "inversion")
     if not several:
         check_file("inversion", sources[0])
@@ -241,13 +259,13 @@ def generate(
 
     def work(batch, name):
         ((job, inv),) = batch
-        pipe = loaded(_model_of(job.source, inv, model))
+        pipe = loaded(_model_of(screen, job.source, inv, model))
         if inv.latents.ndim == 4:
             height, width = (n * scale_factor(pipe) for n in inv.latents.shape[-2:])
             check_memory(pipe, "inversion", len(inv.latents), height, width)
         screen.phase(f"draw {name}")
         with screen.watched(pipe):
-            drawn = pictures(pipeline.generate(pipe, inv, prompt, replay=replay))
+            drawn = pictures(pipeline.generate(pipe, inv, prompt, replay=replay, output_type="np"))
         for i, picture in enumerate(drawn):  # Python may have saved several in a file
             path = job.output if len(drawn) == 1 else job.output.with_stem(f"{job.output.stem}-{i + 1}")
             save_image(picture, path)
@@ -256,7 +274,7 @@ def generate(
     each(screen, jobs, lambda job: load(job.source), work)
 
 
-def _model_of(path, inv, given):
+def _model_of(screen, path, inv, given):
     """The pipeline that an inversion is drawn with: the given one, or the embedded one that it was made with."""
     from ..models import KINDS
 
@@ -267,7 +285,9 @@ def _model_of(path, inv, given):
             "of the embedded models"
         )
     if given in KINDS and own in KINDS and given != own:
-        complain(f"warning: {str(path)!r} was made with {own}, as its scheduler tells; {given} draws another image from it")
+        screen.complain(
+            f"warning: {str(path)!r} was made with {own}, as its scheduler tells; {given} draws another image from it"
+        )
     return given or own
 
 
@@ -298,6 +318,7 @@ def edit(
     Of several images, or of folders, each edit goes to a .png file of the image's name in the folder --output.
     """
     drawing.check(seed, max_nfe, edit_guidance)
+    check_text("to", to)
     if not 0 < edit_strength <= 1:
         raise ValueError(f"edit_strength must be above 0 and at most 1, got {edit_strength}")
     check_whole("batch_size", batch_size, 1)
@@ -326,7 +347,7 @@ def edit(
             inv = pipeline.invert(pipe, found, prompts, **given, **call)
             _check_finite_noise(inv)
             screen.phase(f"draw {names}")
-            given = {"generator": generators(pipe, seed, len(batch)), **options}
+            given = {"generator": generators(pipe, seed, len(batch)), "output_type": "np", **options}
             drawn = pictures(pipeline.generate(pipe, inv, _of_all([to] * len(batch)), **given))
         for (job, _), picture, nfe in zip(batch, drawn, inv.nfe, strict=True):
             save_image(picture, job.output)

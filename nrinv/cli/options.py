@@ -36,8 +36,12 @@ SkipOption = Annotated[bool, typer.Option("--skip-existing", help="Leave out ima
 # ------------------------------------------------------------------------------------------------------------------- checks
 
 
+# Evaluations a step, and rounds: the timesteps of all of them are listed before the first.
+LONGEST = 10_000
+
+
 def check_whole(name, value, least, most=2**31 - 1):
-    """most: what the core takes; beyond it there is nothing to wait for."""
+    """most: by default what the core takes."""
     if value is not None and not least <= value <= most:
         raise ValueError(f"{name} must be a whole number in {least}..{most}, got {value}")
 
@@ -45,6 +49,14 @@ def check_whole(name, value, least, most=2**31 - 1):
 def check_finite(name, value):
     if value is not None and not math.isfinite(value):
         raise ValueError(f"{name} must be a finite number, got {value}")
+
+
+def check_text(name, text):
+    """Bytes of a command line that are no UTF-8 are half characters in Python, which no tokenizer takes."""
+    try:
+        (text or "").encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name}: {text!r} is no text in UTF-8") from error
 
 
 def check_seed(seed):
@@ -134,22 +146,25 @@ def load_pipeline(model, dtype):
     return pipe.to("cuda") if torch.cuda.is_available() else pipe
 
 
+# What pipelines change in the configuration of a scheduler that they are made with.
+_CHANGED = ("steps_offset", "clip_sample")
+
+
 def embedded_model(inv):
     """The embedded model that an inversion was made with, as its scheduler and its latents tell; None if with no such."""
     from .. import models
 
-    with suppress(OSError, ValueError, AttributeError):
-        for kind in models.KINDS:
-            own = json.loads((models.HERE / kind / "scheduler" / "scheduler_config.json").read_text())
-            same = all(inv.scheduler_config.get(name) == value for name, value in own.items() if not name.startswith("_"))
-            shape = inv.latents.shape[1:]
-            if own["_class_name"] == inv.scheduler and same and len(shape) == 3 and shape[0] == _latent_channels(models):
-                return kind
+    def read(*path):
+        return json.loads(models.HERE.joinpath(*path).read_text())
+
+    if inv.latents.ndim != 4 or inv.latents.shape[1] != read("base", "vae", "config.json")["latent_channels"]:
+        return None
+    for kind in models.KINDS:
+        own = read(kind, "scheduler", "scheduler_config.json")
+        names = [name for name in own if not name.startswith("_") and name not in _CHANGED]
+        if own["_class_name"] == inv.scheduler and all(inv.scheduler_config.get(name) == own[name] for name in names):
+            return kind
     return None
-
-
-def _latent_channels(models):
-    return json.loads((models.HERE / "base" / "vae" / "config.json").read_text())["latent_channels"]
 
 
 def check_steps(pipe, steps):
@@ -173,7 +188,7 @@ class Drawing:
         """Raises ValueError for what no pipeline takes."""
         check_whole("steps", self.steps, 1)
         check_whole("size", self.size, 1)
-        check_whole("max_nfe", max_nfe, 1)
+        check_whole("max_nfe", max_nfe, 1, LONGEST)
         check_finite("guidance", self.guidance)
         check_finite("edit_guidance", edit_guidance)
         check_seed(seed)

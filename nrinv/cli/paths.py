@@ -164,7 +164,7 @@ def outputs(sources, several, output, kinds, ending):
         check_output(output, kinds)
         return [output]
     if output.suffix.lower() in (*kinds, ending) or (output.exists() and not output.is_dir()):
-        raise ValueError(f"output must be a folder for {len(sources)} files, got {str(output)!r}")
+        raise ValueError(f"output must be a folder where several files may go to, got {str(output)!r}")
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from .options import Drawing, MaxNfeOption, Method, SeedOption, check_finite, check_memory, check_whole, generators
+from .draw import pictures
+from .options import (
+    Drawing,
+    MaxNfeOption,
+    Method,
+    SeedOption,
+    check_finite,
+    check_memory,
+    check_text,
+    check_whole,
+    generators,
+)
 from .paths import IMAGE_KINDS, READ_KINDS, check_file, check_image, check_output, check_sides, read_image, save_image
 from .shell import command
 
@@ -40,6 +51,8 @@ def interpolate(
 ):
     """Draw the images between two images."""
     drawing.check(seed, max_nfe)
+    check_text("prompt", prompt)
+    check_text("to", to)
     check_whole("num", num, 2)
     check_image("A", first)
     check_image("B", second)
@@ -64,7 +77,7 @@ def interpolate(
         inv = pipeline.invert(pipe, ends, prompts, **given, **call)
         points = path.interpolate(*inv.split(), num, method=method.value, seed=seed, pipe=pipe)
         screen.phase("draw")
-        images = pipeline.generate(pipe, points).images
+        images = pictures(pipeline.generate(pipe, points, output_type="np"))
     there_and_back = [*images, *images[-2:0:-1]]
     if ending == ".gif":
         save_image(there_and_back, output, duration=120, loop=0)
@@ -99,6 +112,7 @@ def rare(
 ):
     """Draw more of what a few images show, where the model hardly knows it."""
     drawing.check(seed)
+    check_text("prompt", prompt)
     check_whole("num", num, 1)
     check_whole("refine_seeds", refine_seeds, 0)
     check_finite("spread", spread)

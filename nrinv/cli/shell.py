@@ -11,6 +11,7 @@
 import errno
 import functools
 import inspect
+import itertools
 import os
 import re
 import sys
@@ -80,12 +81,31 @@ class Screen:
             TimeRemainingColumn(),
         )
         console = Console(stderr=True)
-        self._bar = Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal)
+        shown = not quiet and console.is_interactive
+        # Lines on stdout may go elsewhere than the bar: they are not redirected to its terminal.
+        self._bar = Progress(
+            *columns, console=console, transient=True, disable=not shown, redirect_stdout=False, redirect_stderr=False
+        )
         self._task = None
+
+    @contextmanager
+    def _paused(self):
+        """While this is open lines can be written: the bar is not on the terminal."""
+        live = self._bar.live.is_started
+        if live:
+            self._bar.stop()
+        yield
+        if live:
+            self._bar.start()
 
     def say(self, text):
         if not self.quiet:
-            say(text)
+            with self._paused():
+                say(text)
+
+    def complain(self, text):
+        with self._paused():
+            complain(text)
 
     def phase(self, text):
         """What is going on from now on."""
@@ -142,7 +162,7 @@ class _Steps:
 
 
 @contextmanager
-def _warnings_in_lines():
+def _warnings_in_lines(screen):
     """Warnings of nrinv become lines on stderr, once each; those of its libraries are for programmers."""
     shown = set()
 
@@ -153,7 +173,7 @@ def _warnings_in_lines():
         ours = frame is not None and str(frame.f_globals.get("__name__")).split(".")[0] == "nrinv"
         if ours and str(message) not in shown:
             shown.add(str(message))
-            complain(f"warning: {message}")
+            screen.complain(f"warning: {message}")
 
     with warnings.catch_warnings():
         warnings.simplefilter("always")
@@ -170,7 +190,10 @@ def each(screen, jobs, read, work, *, batch_size=1, alike=None):
     read(job): what the work takes of one.  alike(item): batches hold items for which this is the same.
     Of several jobs, those that fail are reported by name, the others go on, and the command ends with exit code 1.
     """
-    failed, batch = [], []
+    failed, batch, counted = [], [], itertools.count(1)
+
+    def named(job):
+        return job.source.name if len(jobs) == 1 else f"{next(counted)}/{len(jobs)} {job.source.name}"
 
     def attempt(job, function, *args):
         try:
@@ -182,7 +205,7 @@ def each(screen, jobs, read, work, *, batch_size=1, alike=None):
                 raise
             if screen.debug:
                 traceback.print_exc()
-            complain(f"{job.source}: {explain(error)}")
+            screen.complain(f"{job.source}: {explain(error)}")
             failed.append(job)
         return None
 
@@ -190,13 +213,13 @@ def each(screen, jobs, read, work, *, batch_size=1, alike=None):
         together, batch[:] = list(batch), []
         if len(together) > 1:
             try:
-                return work(together, f"{len(together)} files")
+                return work(together, f"{len(together)} of {len(jobs)} files")
             except (typer.Exit, BrokenPipeError):
                 raise
             except Exception:  # whose fault it is shows when each is alone
                 pass
         for one in together:
-            attempt(one[0], work, [one], one[0].source.name)
+            attempt(one[0], work, [one], named(one[0]))
 
     for job in jobs:
         item = attempt(job, read, job)
@@ -209,7 +232,7 @@ def each(screen, jobs, read, work, *, batch_size=1, alike=None):
             flush()
     flush()
     if failed:
-        complain(f"{len(failed)} of {len(jobs)} failed")
+        screen.complain(f"{len(failed)} of {len(jobs)} failed")
         raise typer.Exit(1)
 
 
@@ -237,7 +260,7 @@ def command(function):
         screen = Screen(given.pop("quiet"), given.pop("debug") or bool(os.environ.get("NRINV_TRACEBACK")))
         if shared:
             given["drawing"] = Drawing(**{name: given.pop(name) for name in shared})
-        with _failing_in_lines(screen.debug), _warnings_in_lines():
+        with _failing_in_lines(screen.debug), _warnings_in_lines(screen):
             with screen.running():
                 function(screen=screen, **given)
 
