@@ -228,7 +228,7 @@ def test_an_inversion_is_drawn_with_the_model_that_it_was_made_with(files, tmp_p
     done("generate", tmp_path / "base", "-o", tmp_path / "named.png", "--model", "base")
     assert (tmp_path / "own.png").read_bytes() == (tmp_path / "named.png").read_bytes()
     other = invoke("generate", files / "x.safetensors", "-o", tmp_path / "other.png", "--model", "base")
-    assert other.exit_code == 0 and "nrinv: warning: " in other.stderr and "was made with turbo" in other.stderr
+    assert other.exit_code == 0 and other.stderr.startswith("nrinv: warning: ") and other.stderr.count("\n") == 1
     foreign = invoke("generate", files / "foreign.safetensors", "-o", tmp_path / "foreign.png")
     assert foreign.exit_code == 1 and "model must be given" in foreign.stderr
 

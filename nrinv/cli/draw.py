@@ -176,8 +176,8 @@ def invert(
 
 def _quality(screen, pipe, inv, images, call, generator):
     """For each image in words how well it is reconstructed: measured if there is a generator, else as far as is known."""
-    from ..images import decode, encode, psnr, read_images
-    from ..pipeline import generate
+    from .. import decode, encode, generate
+    from ..images import psnr, read_images
 
     size = {name: call.get(name) for name in ("height", "width")}
     if generator is not None:
@@ -206,7 +206,8 @@ def _estimated(pipe, latents, error, size):
     """
     import torch
 
-    from ..images import decode, psnr
+    from .. import decode
+    from ..images import psnr
 
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0)).to(latents.device)
     axes, z = tuple(range(1, latents.ndim)), latents.float()
@@ -284,7 +285,7 @@ def _model_of(screen, path, inv, given):
             f"model must be given for {str(path)!r}: it was made with a {inv.pipeline} under {inv.scheduler}, and with none "
             "of the embedded models"
         )
-    if given in KINDS and own in KINDS and given != own:
+    if given in KINDS and own in KINDS and given != own and not getattr(inv, "networks", None):  # else `generate` warns
         screen.complain(
             f"warning: {str(path)!r} was made with {own}, as its scheduler tells; {given} draws another image from it"
         )
