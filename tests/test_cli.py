@@ -334,7 +334,8 @@ def test_wrong_options_are_exit_code_2(args):
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), 1, "nrinv: out of memory"),
         (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 1"), 1, "nrinv: out of memory"),
         (Image.DecompressionBombError("too many pixels"), 1, "nrinv: image: too many pixels"),
-        (KeyError("name\nof two lines"), 1, "nrinv: KeyError: 'name\\nof two lines' (--debug shows where)"),
+        (LookupError("of\ntwo lines"), 1, "nrinv: LookupError: of two lines (--debug shows where)"),
+        (RuntimeError("x" * 10_000), 1, "nrinv: RuntimeError: " + "x" * 600 + " ..."),
         (OSError(28, "No space left on device", "x.png"), 1, "nrinv: 'x.png': No space left on device"),
         (BrokenPipeError(), 1, ""),
     ],
@@ -388,6 +389,8 @@ def test_quiet(files, tmp_path):
 def test_the_bar_counts_the_steps_of_the_pipeline(turbo):
     screen = shell.Screen()
     own = turbo.progress_bar
+    screen.phase("invert [/red].png")  # a name of a file, and no markup
+    assert screen._bar.make_tasks_table(screen._bar.tasks).row_count == 1
     with screen.watched(turbo):
         turbo("owl", num_inference_steps=4, guidance_scale=1.0, height=64, width=64, output_type="latent")
     (task,) = screen._bar.tasks

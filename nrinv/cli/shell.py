@@ -48,12 +48,15 @@ def complain(text):
     say(f"nrinv: {text}", error=True)
 
 
+# Characters of a message: libraries put stacks and whole configurations into theirs.
+_LENGTH = 600
 _MEMORY = re.compile(r"out of memory|not enough memory|can(?:'|no)t allocate memory", re.IGNORECASE)
 
 
 def explain(error):
     """An exception as a user reads it."""
-    text = str(error)
+    text = " ".join(str(error).split())
+    text = text if len(text) <= _LENGTH else f"{text[:_LENGTH]} ..."
     if isinstance(error, MemoryError) or (isinstance(error, (RuntimeError, OSError)) and _MEMORY.search(text)):
         return "out of memory; a smaller --size or --batch-size takes less, and so does --dtype float16 on a GPU"
     if isinstance(error, Image.DecompressionBombError):
@@ -74,7 +77,7 @@ class Screen:
     def __init__(self, quiet=False, debug=False):
         self.quiet, self.debug = quiet, debug
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -257,7 +260,7 @@ def command(function):
     @app.command()
     @functools.wraps(function)
     def run(**given):
-        screen = Screen(given.pop("quiet"), given.pop("debug") or bool(os.environ.get("NRINV_TRACEBACK")))
+        screen = Screen(given.pop("quiet"), given.pop("debug") or os.environ.get("NRINV_TRACEBACK", "0") not in ("", "0"))
         if shared:
             given["drawing"] = Drawing(**{name: given.pop(name) for name in shared})
         with _failing_in_lines(screen.debug), _warnings_in_lines(screen):
