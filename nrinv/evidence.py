@@ -48,15 +48,21 @@ def _is_method(owner, name, value):
         callable(value)
         and not isinstance(value, torch.nn.Module)
         and isinstance(getattr(type(owner), name, None), types.FunctionType)
+        and _library(value) != "nrinv"  # the progress bar of the command line
     )
+
+
+def _library(thing):
+    """The library that an object's class, or a function, is part of."""
+    while hasattr(thing, "func"):  # functools.partial
+        thing = thing.func
+    module = thing.__module__ if isinstance(thing, (type, types.FunctionType, types.MethodType)) else type(thing).__module__
+    return (module or "").split(".")[0]
 
 
 def _is_stock(thing):
     """Whether an object's class, or a function, is part of the libraries that pipelines are made of."""
-    while hasattr(thing, "func"):  # functools.partial
-        thing = thing.func
-    module = thing.__module__ if isinstance(thing, (type, types.FunctionType, types.MethodType)) else type(thing).__module__
-    return (module or "").split(".")[0] in LIBRARIES
+    return _library(thing) in LIBRARIES
 
 
 def _name(thing):

@@ -103,17 +103,25 @@ def write(path: Any, tensors: dict[str, torch.Tensor], text: str) -> None:
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     data = write_tensors(tensors, {"format": FORMAT, "nrinv": text, "sha256": _NO_DIGEST})
     before, digest, after = signed(data, data.index(_DIGEST.format(_NO_DIGEST).encode()))
+    replace_file(path, (before, digest.encode(), after))
+
+
+def replace_file(path: Any, parts: Any) -> None:
+    """Write a file of these bytes, one after another; it is written beside `path` and renamed when it is complete.
+
+    Raises OSError where the file system does not take it, and leaves what was there.
+    """
     target = Path(os.path.realpath(path))  # what a symbolic link points to
     if target.exists() and not target.is_file():  # a device is written to; a folder is refused
         with open(target, "wb") as file:
-            file.writelines((before, digest.encode(), after))
+            file.writelines(parts)
         return
     beside = target.with_name(f".nrinv-{secrets.token_hex(8)}")
     try:
         with open(beside, "xb") as file:
             if target.exists():
                 os.fchmod(file.fileno(), target.stat().st_mode & 0o777)
-            file.writelines((before, digest.encode(), after))
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, target)

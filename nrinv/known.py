@@ -28,11 +28,13 @@ POSITIONS = ("img_ids", "txt_ids")
 # How pipelines call the network that is evaluated in the loop, and the autoencoder, the first that is there.
 NETWORKS = ("unet", "transformer", "prior", "decoder")
 AUTOENCODERS = ("vae", "movq", "vqgan", "vqvae")
-# The libraries that pipelines are made of.  What else takes part in a call may count the calls, or change them.
+# The libraries that pipelines are made of, and nrinv, whose clock in the demo changes nothing.  What else takes part in a
+# call may count the calls, or change them.
 LIBRARIES = (
     "accelerate",
     "bitsandbytes",
     "diffusers",
+    "nrinv",
     "optimum",
     "peft",
     "torch",
