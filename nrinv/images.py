@@ -52,7 +52,7 @@ _RANGES = {
 
 @dataclass(frozen=True)
 class Source:
-    """What is to be inverted, B of them: pixels [B, 3, H, W], of videos [B, F, 3, H, W], in -1..1; or latents if `encoded`."""
+    """What is to be inverted, B of them: pixels [B, 3, H, W] in -1..1, of videos [B, F, 3, H, W]; latents if `encoded`."""
 
     tensor: torch.Tensor
     encoded: bool = False
@@ -98,8 +98,8 @@ class _Numbers:
 def _opened(image, name="image", film=False):
     """A path or a PIL image as a PIL image, upright; what else there is, as it is.
 
-    film: whether all frames are wanted of what is animated, as a list.  If not, a PIL image is the frame it is at, and a file
-    is refused.
+    film: whether all frames are wanted of what is animated, as a list.  If not, a PIL image is the frame it is at, and an
+    animated file is refused.
     """
     if not isinstance(image, (str, os.PathLike, Image.Image)):
         return image
@@ -471,9 +471,8 @@ def _pixels(pipe, images, height, width, value_range, background, checked):
     pictures = [_picture(pipe, one, background) for one in images]
     ranges = _judged([one for one in pictures if isinstance(one, _Numbers)], value_range)
     processor = getattr(pipe, "video_processor" if draws_videos(pipe) else "image_processor", None)
-    if not isinstance(processor, VaeImageProcessor) or not processor.config.get(
-        "do_resize"
-    ):  # some call CLIP's by that name
+    usable = isinstance(processor, VaeImageProcessor) and processor.config.get("do_resize")  # CLIP's has the name too
+    if not usable:
         processor = VaeImageProcessor(vae_scale_factor=scale_factor(pipe))
     multiple = _multiple(pipe, processor.config.get("vae_scale_factor") or 1, checked)
     pixels = []

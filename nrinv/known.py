@@ -30,8 +30,9 @@ NETWORKS = ("unet", "transformer", "prior", "decoder")
 AUTOENCODERS = ("vae", "movq", "vqgan", "vqvae")
 # How pipelines call the pixels of an image per latent; those without such a name have 8.
 SCALE_FACTORS = ("vae_scale_factor", "vae_scale_factor_spatial", "vae_spatial_compression_ratio", "movq_scale_factor")
-# How calls call the number of frames that they draw.
+# How calls call the number of frames that they draw; and what they have, that one or another, if they draw videos.
 FRAMES = ("num_frames", "frames", "video_length")
+VIDEOS = (*FRAMES, "num_videos_per_prompt")
 # How calls call the masks that their pipelines take.
 MASKS = ("mask_image", "control_mask")
 # How configurations call the channels of an autoencoder's latents, and those of a network.
@@ -185,9 +186,9 @@ def takes_patches(pipe) -> bool:
 
 
 def draws_videos(pipe) -> bool:
-    """Whether the pipeline's samples are videos: its call is told how many frames to draw, or goes on from a video."""
+    """Whether the pipeline's samples are videos: its call is told how many to draw, of how many frames, or goes on from one."""
     known = parameters(pipe)
-    return any(name in known for name in FRAMES) or {"video", "strength"} <= known.keys()
+    return any(name in known for name in VIDEOS) or {"video", "strength"} <= known.keys()
 
 
 def has_frames(vae) -> bool:

@@ -121,11 +121,11 @@ def learn_layout(scheduler, latents, call):
 # ------------------------------------------------------------------------------------------------------------------ packing
 
 
-def _prepared(pipe, draw, batch, channels, height, width, frames, dtype=torch.float32, device="cpu", image=None):
-    """What the pipeline's own `prepare_latents` makes of what draw(shape) gives it in the place of noise."""
+def _prepared(pipe, draw, batch, channels, height, width, frames, dtype, device, **more):
+    """What the pipeline's own `prepare_latents` makes of what draw(shape) gives it in the place of noise; more: arguments."""
     known = {"height": height, "width": width, "batch_size": batch, "dtype": dtype, "device": device}
     known |= dict.fromkeys(("num_channels_latents", "num_latents_channels"), channels)
-    known |= {**dict.fromkeys(FRAMES, frames), "layers": 1, "generator": None, "latents": None, "image": image}
+    known |= {**dict.fromkeys(FRAMES, frames), "layers": 1, "generator": None, "latents": None, **more}
     prepare = rebind(type(pipe).prepare_latents, randn_tensor=draw)
     try:
         return prepare(pipe, **{name: known[name] for name in inspect.signature(prepare).parameters if name in known})
@@ -145,7 +145,7 @@ def pack(pipe, z, height, width, frames=1):
     def draw(shape, *args, **kwargs):
         return z.reshape(shape) if math.prod(shape) == z.numel() else z  # a video of other frames
 
-    packed = _prepared(pipe, draw, z.shape[0], z.shape[1], height, width, frames, z.dtype, z.device)
+    packed = _prepared(pipe, draw, z.shape[0], z.shape[1], height, width, frames, z.dtype, z.device, image=None)
     return packed[0] if isinstance(packed, tuple) else packed
 
 
@@ -209,10 +209,11 @@ def _drawn(pipe, frames, height, width):
         raise Left(tuple(shape))
 
     vae = autoencoder(pipe)
-    like = {"device": pipe._execution_device, "dtype": vae.dtype}
-    try:  # some look at the image they go on from before they draw
-        image = torch.zeros(1, 3, height, width, **like)
-        _prepared(pipe, draw, 1, latent_channels(vae), height, width, frames, image=image, **like)
+    device, dtype = pipe._execution_device, vae.dtype
+    video = torch.zeros(1, 3, frames, height, width, device=device, dtype=dtype)
+    more = {"image": video[:, :, 0], "video": video, "timestep": None}  # some encode what they go on from before they draw
+    try:
+        _prepared(pipe, draw, 1, latent_channels(vae), height, width, frames, dtype, device, **more)
     except Left as left:
         if len(left.outcome) == 5:
             return left.outcome
@@ -230,7 +231,7 @@ def axes(pipe):
     sizes, found = _least(pipe), []
     first = _drawn(pipe, **sizes)
     for name, n in sizes.items():
-        more = _drawn(pipe, **{**sizes, name: 97 if name == "frames" else 2 * n})
+        more = _drawn(pipe, **{**sizes, name: 17 if name == "frames" else 2 * n})
         found.append([axis for axis in range(1, 5) if more[axis] != first[axis]])
     channels = set(range(1, 5)).difference(*found)
     if len(channels) != 1 or any(len(one) != 1 for one in found):
