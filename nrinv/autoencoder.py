@@ -9,7 +9,7 @@ import torch
 
 from .images import read_mask, read_source
 from .known import autoencoder, draws_videos, has_frames, latent_channels, network, packs, scale_factor, takes_patches
-from .layout import axes, check_frames, latent_shape, pack, unpack
+from .layout import axes, latent_frames, pack, spatial_axes, unpack
 from .session import without_gradients
 
 
@@ -39,9 +39,9 @@ def encode(
     - A PIL image, or a file, whose EXIF data say which side is up is turned that way.
 
     Pipelines that draw videos take a video of F frames as a list of images, an animated file, an array [F, H, W, C] or a
-    tensor [F, C, H, W]; several videos as a list of such, an array [B, F, H, W, C] or a tensor [B, F, C, H, W].  So a list of
-    images is one video, and [[image], [image]] are two of one frame.  F must be a number of frames that the pipeline can draw.
-    Other pipelines refuse videos.
+    tensor [F, C, H, W]; several videos as a list of such, an array [B, F, H, W, C] or a tensor [B, F, C, H, W].  So a list
+    of images is one video, and [[image], [image]] are two of one frame.  F must be a number of frames that the pipeline can
+    draw.  Other pipelines refuse videos.
 
     Latents pass unchanged: [B, C, h, w], [B, C, F, h, w] for videos, or packed [B, N, C] where the pipeline packs them
     (Flux, Qwen-Image, LTX).  `latents=` says that they are that.  As `image`, a tensor of floats is latents if it has their
@@ -75,16 +75,20 @@ def encode_pixels(pipe, pixels):
     """`encode` for pixels [B, 3, H, W], of videos [B, F, 3, H, W], in -1..1."""
     vae, dtype, film = _vae(pipe), network(pipe).dtype, pixels.ndim == 5
     if film:
-        check_frames(pipe, pixels.shape[1])
+        order = axes(pipe)
+        frames = latent_frames(pipe, order, pixels.shape[1])
     with _precision(vae) as vae_dtype:
         x = pixels.to(device=pipe._execution_device, dtype=vae_dtype)
         z = _encoded_video(vae, x) if film else _encoded(vae, x[:, :, None] if has_frames(vae) else x)
     z = pipe._patchify_latents(z.float()) if takes_patches(pipe) else z.float()
     mean, std = _statistics(vae, z)
     z = ((z - mean) / std).to(dtype)
+    size = pixels.shape[-2:]
     if film:
-        return _lay_video_out(pipe, vae, z, pixels)
-    return pack(pipe, z, *pixels.shape[-2:]) if packs(pipe) and not takes_patches(pipe) else z
+        _check_made(pipe, vae, z, (frames, *(n // scale_factor(pipe) for n in size)))
+    if packs(pipe) and not takes_patches(pipe):
+        return pack(pipe, z, *size, pixels.shape[1] if film else 1)
+    return z.permute([order.index(axis) for axis in range(5)]).contiguous() if film else z
 
 
 @without_gradients
@@ -123,16 +127,17 @@ def mask_like(pipe, mask_image, latents, height, width):
 
     height, width: of the image, needed where latents are packed.
     """
-    mask, packed = read_mask(mask_image), latents.ndim == 3
-    size = [n // scale_factor(pipe) for n in (height, width)] if packed else latents.shape[-2:]
-    mask = torch.nn.functional.interpolate(mask, size=tuple(size), mode="area")
-    if packed:
-        vae = _vae(pipe)
+    mask = read_mask(mask_image)
+    if latents.ndim == 3:
+        vae, size = _vae(pipe), [n // scale_factor(pipe) for n in (height, width)]
         frame = (latent_channels(vae), *size)
+        mask = torch.nn.functional.interpolate(mask, size=size, mode="area")
         frames = latents[0].numel() // math.prod(frame)
         mask = mask[:, :, None].expand(1, frame[0], frames, *size) if has_frames(vae) else mask.expand(1, *frame)
         return pack(pipe, mask.contiguous(), height, width)
-    return mask[:, :, None] if latents.ndim == 5 else mask
+    where = [axis % latents.ndim for axis in spatial_axes(pipe, latents)]
+    mask = torch.nn.functional.interpolate(mask, size=[latents.shape[axis] for axis in where], mode="area")
+    return mask.reshape([n if axis in where else 1 for axis, n in enumerate(latents.shape)])
 
 
 # -------------------------------------------------------------------------------------------------------------- autoencoder
@@ -164,8 +169,8 @@ def _statistics(vae, like):
     if hasattr(vae, "bn"):  # Flux.2 keeps the statistics of 2 x 2 patches in a layer of batch normalisation
         mean, variance = (x.float().reshape(1, -1, 1, 1) for x in (vae.bn.running_mean, vae.bn.running_var))
         return mean.to(like.device), (variance + config["batch_norm_eps"]).sqrt().to(like.device)
-    # LTX keeps them among its weights
-    mean, std = (config.get(name, getattr(vae, name, None)) for name in ("latents_mean", "latents_std"))
+    kept = {**config, **dict(vae.named_buffers(recurse=False))}  # LTX keeps them among its weights
+    mean, std = kept.get("latents_mean"), kept.get("latents_std")
     if mean is None or std is None:
         return config.get("shift_factor") or 0.0, 1.0 / scaling
     shape = (1, -1) + (1,) * (like.ndim - 2)
@@ -202,22 +207,10 @@ def _decoded_video(vae, z):
     return vae.decode(z, return_dict=False, **more)[0]
 
 
-# ------------------------------------------------------------------------------------------------------------------- videos
-
-
-def _lay_video_out(pipe, vae, z, pixels):
-    """Latents [B, C, F, h, w] as `latents=` takes them.
-
-    Raises ValueError if the autoencoder has made another number of latents than the pipeline would draw.
-    """
-    frames, _, height, width = pixels.shape[1:]
-    want, made = latent_shape(pipe, frames, height, width), tuple(z.shape[2:])
-    if made != want:
+def _check_made(pipe, vae, z, want):
+    """Raises ValueError if the autoencoder has made other latents [B, C, F, h, w] of a video than the pipeline draws."""
+    if (made := tuple(z.shape[2:])) != want:
         raise ValueError(
             f"image: {type(vae).__name__} makes latents of {made[0]} frames of {made[1]}x{made[2]} of a video for which "
             f"{type(pipe).__name__} draws {want[0]} of {want[1]}x{want[2]}; give latents"
         )
-    if packs(pipe):
-        return pack(pipe, z, height, width, frames)
-    order = axes(pipe)
-    return z.permute([order.index(axis) for axis in range(5)]).contiguous()

@@ -186,7 +186,7 @@ def takes_patches(pipe) -> bool:
 
 
 def draws_videos(pipe) -> bool:
-    """Whether the pipeline's samples are videos: its call is told how many to draw, of how many frames, or goes on from one."""
+    """Whether the pipeline's samples are videos: its call says how many, or of how many frames, or goes on from one."""
     known = parameters(pipe)
     return any(name in known for name in VIDEOS) or {"video", "strength"} <= known.keys()
 

@@ -11,6 +11,7 @@ from .derived import Derived, Left, rebind
 from .known import (
     FRAMES,
     autoencoder,
+    draws_videos,
     has_frames,
     latent_channels,
     network,
@@ -122,7 +123,7 @@ def learn_layout(scheduler, latents, call):
 
 
 def _prepared(pipe, draw, batch, channels, height, width, frames, dtype, device, **more):
-    """What the pipeline's own `prepare_latents` makes of what draw(shape) gives it in the place of noise; more: arguments."""
+    """What the pipeline's own `prepare_latents` makes of what draw(shape) gives it in the place of noise."""
     known = {"height": height, "width": width, "batch_size": batch, "dtype": dtype, "device": device}
     known |= dict.fromkeys(("num_channels_latents", "num_latents_channels"), channels)
     known |= {**dict.fromkeys(FRAMES, frames), "layers": 1, "generator": None, "latents": None, **more}
@@ -194,7 +195,8 @@ def in_space(pipe, latents, height, width):
 def image_size(pipe, latents, *, height=None, width=None):
     """{"height": ..., "width": ...} of the image that `latents` stand for, as far as that can be known."""
     if height is None and width is None and latents.ndim > 3:
-        height, width = (n * scale_factor(pipe) * (2 if takes_patches(pipe) else 1) for n in latents.shape[-2:])
+        factor = scale_factor(pipe) * (2 if takes_patches(pipe) else 1)
+        height, width = (latents.shape[axis] * factor for axis in spatial_axes(pipe, latents))
     known = parameters(pipe)
     return {name: n for name, n in (("height", height), ("width", width)) if n is not None and name in known}
 
@@ -203,28 +205,28 @@ def image_size(pipe, latents, *, height=None, width=None):
 
 
 def _drawn(pipe, frames, height, width):
-    """The shape that the pipeline draws for one video."""
+    """The shape of the latents that the pipeline makes for one video, before it packs them."""
+    vae, device, drawn = autoencoder(pipe), pipe._execution_device, []
+    dtype, channels = (network(pipe).dtype, 4) if vae is None else (vae.dtype, latent_channels(vae))
 
     def draw(shape, *args, **kwargs):
-        raise Left(tuple(shape))
+        drawn.append(torch.zeros(shape, device=device, dtype=dtype))
+        return drawn[-1]
 
-    vae = autoencoder(pipe)
-    device, dtype = pipe._execution_device, vae.dtype
-    video = torch.zeros(1, 3, frames, height, width, device=device, dtype=dtype)
-    more = {"image": video[:, :, 0], "video": video, "timestep": None}  # some encode what they go on from before they draw
-    try:
-        _prepared(pipe, draw, 1, latent_channels(vae), height, width, frames, dtype, device, **more)
-    except Left as left:
-        if len(left.outcome) == 5:
-            return left.outcome
-    raise ValueError(
-        f"image: {type(pipe).__name__} does not tell how it lays its latents out; give latents as its `latents=` takes them"
-    )
+    video = torch.zeros(1, 3, frames, height, width, device=device, dtype=dtype)  # what some go on from
+    more = {"image": video[:, :, 0], "video": video if vae is None or has_frames(vae) else video.transpose(1, 2)}
+    more["timestep"] = pipe.scheduler.timesteps[:1]
+    made = _prepared(pipe, draw, 1, channels, height, width, frames, dtype, device, **more)
+    made = made[0] if isinstance(made, tuple) else made
+    shape = tuple(drawn[-1].shape if drawn and packs(pipe) else made.shape)
+    if len(shape) != 5:
+        raise ValueError(f"image: {type(pipe).__name__} makes latents of shape {shape} for a video; give latents")
+    return shape
 
 
 @torch.no_grad()
 def axes(pipe):
-    """The axes of batch, channels, frames, height and width in latents of videos as the pipeline draws them.
+    """The axes of batch, channels, frames, height and width in latents of videos as the pipeline makes them.
 
     Each is the one that grows with its size; that of the channels is left.  Raises ValueError if that cannot be seen.
     """
@@ -242,31 +244,42 @@ def axes(pipe):
 
 
 def _least(pipe):
-    """The size of a small video: some pipelines encode an image before they draw."""
+    """A small video: some pipelines encode what they go on from before they draw."""
     least = 8 * scale_factor(pipe)
     return {"frames": 1, "height": least, "width": least}
 
 
-@torch.no_grad()
-def latent_shape(pipe, frames, height, width):
-    """(frames, height, width) of the latents that the pipeline draws for a video."""
-    shape = _drawn(pipe, frames, height, width)
-    return tuple(shape[axis] for axis in axes(pipe)[2:])
+def spatial_axes(pipe, latents):
+    """The axes of height and width in latents that are not packed."""
+    if latents.ndim < 5 or not draws_videos(pipe):
+        return -2, -1
+    try:
+        return axes(pipe)[-2:]
+    except ValueError:  # then they are where they are in all but one family
+        return -2, -1
 
 
 @torch.no_grad()
-def check_frames(pipe, frames):
-    """Raises ValueError if the pipeline cannot draw a video of so many frames: the last ones would be lost."""
-    axis, together = axes(pipe)[2], temporal_patch(network(pipe))
+def latent_frames(pipe, order, frames):
+    """How many frames the latents of a video have; order: the `axes`.
 
-    def latents_of(n):
-        return _drawn(pipe, **{**_least(pipe), "frames": n})[axis] if n else 0
+    Raises ValueError if the pipeline cannot draw a video of so many frames: the last ones would be lost.
+    """
+    together = temporal_patch(network(pipe))
+
+    def count(n):
+        try:
+            return _drawn(pipe, **{**_least(pipe), "frames": n})[order[2]]
+        except ValueError:
+            return None
 
     def fits(n):
-        return latents_of(n) % together == 0 and latents_of(n) != latents_of(n - 1)
+        latents = count(n)
+        return latents and latents % together == 0 and latents != count(n - 1)
 
     if not fits(frames):
         near = (range(frames - 1, 0, -1), range(frames + 1, frames + 65))
         found = [next((n for n in numbers if fits(n)), None) for numbers in near]
         possible = " or ".join(str(n) for n in found if n is not None)
         raise ValueError(f"image: {type(pipe).__name__} draws videos of {possible} frames, got {frames}")
+    return count(frames)

@@ -256,7 +256,7 @@ def test_latents_of_three_frames_are_no_image():
     assert torch.equal(read_images(pipe, z), z)
     with pytest.raises(ValueError, match="may be both"):
         read_images(pipe, torch.rand(1, 3, 4, 8, 8))
-    with pytest.raises(ValueError, match=r"image: latents of .* cannot have shape \(1, 3, 5, 8, 8\), and a video cannot be"):
+    with pytest.raises(ValueError, match="image must have 3 channels"):
         read_images(pipe, zoo.randn(1, 3, 5, 8, 8))
 
 
