@@ -159,10 +159,7 @@ def _from_pil(image, background):
         kind = f"mode {image.mode}" if image.mode in ("I", "F") else "uint16"
         return replace(_from_array(grey), kind=kind, smooth=True)
     if not image.has_transparency_data:
-        try:
-            return image.convert("RGB")
-        except ValueError as error:
-            raise ValueError(f"image: a PIL image of mode {image.mode} cannot be converted to RGB; do so first") from error
+        return image.convert("RGB")
     return _composed(image, background)
 
 
