@@ -545,7 +545,10 @@ def read_arguments(pipe, arguments, size=(None, None)):
     drawn, its mask one [B, 1, H, W]; other images, such as ControlNet's, PIL images of 8 bits in their own size.  Tensors of
     floating-point numbers are left as they are: they may be the pipeline's latents.
     """
-    read, goes_on = {}, slices(pipe) and not takes_references(pipe)
+    size = tuple(n or arguments.get(name) for n, name in zip(size, ("height", "width"), strict=True))
+    # pipelines crop PIL images only
+    goes_on = slices(pipe) and not takes_references(pipe) and arguments.get("padding_mask_crop") is None
+    read = {}
     for name, value in arguments.items():
         if name in MASKS or _holds_floats(value):
             continue
@@ -556,7 +559,7 @@ def read_arguments(pipe, arguments, size=(None, None)):
             read[name] = _shown(pipe, name, value)
     for name in MASKS:
         value = arguments.get(name)
-        if value is not None and not (_holds_floats(value) and value[0].ndim > 1):
+        if value is not None and not (_holds_floats(value) and _ndim(value) != 2):
             read[name] = _masks(value, size) if goes_on else _drawn_masks(value)
     return {**arguments, **read}
 
@@ -570,7 +573,8 @@ def _holds_floats(value):
 def _shown(pipe, name, value):
     """PIL images, and paths of what is called an image, as PIL images of 8 bits, upright and without alpha."""
     if isinstance(value, (list, tuple)):
-        return [_shown(pipe, name, one) for one in value]
+        shown = [_shown(pipe, name, one) for one in value]
+        return value if all(one is own for one, own in zip(shown, value, strict=True)) else shown
     is_path = isinstance(value, (str, os.PathLike)) and "image" in name and "prompt" not in name
     if not is_path and not isinstance(value, Image.Image):
         return value

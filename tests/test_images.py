@@ -388,6 +388,25 @@ def test_encode_and_invert_take_latents(turbo):
             function(turbo, z, "owl", latents=z)
 
 
+def test_invert_and_correct_read_as_encode_does(turbo):
+    rgba = np.full((64, 64, 4), (0, 0, 0, 0), np.uint16)
+    rgba[16:48, 16:48] = (4095, 2000, 0, 4095)
+    reading = {"value_range": (0, 4095), "background": "blue"}
+    z = nrinv.encode(turbo, rgba, **reading)
+    want = np.zeros((64, 64, 3), np.float32)
+    want[..., 2] = 1
+    want[16:48, 16:48] = (1, 2000 / 4095, 0)
+    assert torch.allclose(z, nrinv.encode(turbo, want), atol=1e-4)
+    call = {"num_inference_steps": 1, "guidance_scale": 1.0}
+    found = nrinv.invert(turbo, rgba, "owl", **call, max_nfe=1, return_trajectory=True, **reading)
+    assert torch.allclose(found.trajectory[-1], z)
+    corrected = nrinv.correct(turbo, rgba, "owl", **call, rounds=1, **reading)
+    assert torch.allclose(corrected.latents, nrinv.correct(turbo, want, "owl", **call, rounds=1).latents, atol=1e-3)
+    for function in (nrinv.encode, nrinv.invert, nrinv.correct):
+        with pytest.raises(ValueError, match=r"got 0\.\.4095; give others with value_range=\(low, high\)"):
+            function(turbo, rgba.astype(np.float32), height=64, width=64)
+
+
 def test_latents_of_three_frames_are_no_image():
     pipe, _, _ = zoo.make("CogVideoX")  # [B, F, C, h, w] with 4 channels
     z = zoo.randn(1, 3, 4, 8, 8)
@@ -524,10 +543,14 @@ def test_control_images_are_shown_as_they_are_meant(tmp_path):
         "conditioning_frames": [turned(left)],
         "image_embeds": torch.ones(1),
         "prompt": "an image.png",
-        "scale": 3,
+        "original_size": (64, 64),
     }
     read = read_arguments(pipe, given)
-    assert read["prompt"] == "an image.png" and read["scale"] == 3 and read["image_embeds"] is given["image_embeds"]
+    assert (
+        read["prompt"] == "an image.png"
+        and read["original_size"] == (64, 64)
+        and read["image_embeds"] is given["image_embeds"]
+    )
     for upright in (read["control_image"], read["ip_adapter_image"][0][0], read["conditioning_frames"][0]):
         assert np.array_equal(np.asarray(upright), np.asarray(left))
     clear, grey, plain = read["image"]
