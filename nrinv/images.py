@@ -301,8 +301,8 @@ def _as_latents(pipe, given):
     possible, shape, film = channels(pipe), given.shape, draws_videos(pipe)
     if given.ndim == 3 and shape[0] in possible - {3} and not packs(pipe) and not film:
         return given[None]
-    if given.ndim == 5:  # [B, C, F, h, w], [B, F, C, h, w] or [B, F, h, w, C]
-        fits = bool({shape[1], shape[2], shape[4]} & possible or not possible)
+    if given.ndim > 4:  # [B, C, F, h, w], [B, F, C, h, w], [B, F, h, w, C]; JoyImage has an axis of images too
+        fits = bool({shape[1], shape[2], shape[-1]} & possible or not possible)
     elif given.ndim == 4:
         fits = not film and (_draws_pixels(pipe) if shape[1] == 3 else shape[1] in possible or not possible)
     elif packs(pipe):
