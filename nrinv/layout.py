@@ -21,6 +21,7 @@ from .known import (
     takes_patches,
     temporal_patch,
 )
+from .session import RandomState
 
 
 def closeness(dtype):
@@ -216,7 +217,11 @@ def _drawn(pipe, frames, height, width):
     video = torch.zeros(1, 3, frames, height, width, device=device, dtype=dtype)  # what some go on from
     more = {"image": video[:, :, 0], "video": video if vae is None or has_frames(vae) else video.transpose(1, 2)}
     more["timestep"] = pipe.scheduler.timesteps[:1]
-    made = _prepared(pipe, draw, 1, channels, height, width, frames, dtype, device, **more)
+    random = RandomState(None)
+    try:
+        made = _prepared(pipe, draw, 1, channels, height, width, frames, dtype, device, **more)
+    finally:
+        random.restore()
     made = made[0] if isinstance(made, tuple) else made
     shape = tuple(drawn[-1].shape if drawn and packs(pipe) else made.shape)
     if len(shape) != 5:
