@@ -17,13 +17,13 @@ _COPIES = "num_images_per_prompt"
 _SIZE = ("height", "width")
 
 
-def _is_prompt(name):
+def is_prompt(name):
     return "prompt" in name and name != _COPIES
 
 
 def _is_image(name):
     """Control images, masks and the like.  What adapters are given is everybody's."""
-    return ("image" in name or "mask" in name) and not _is_prompt(name) and name != _COPIES and not name.startswith("ip_")
+    return ("image" in name or "mask" in name) and not is_prompt(name) and name != _COPIES and not name.startswith("ip_")
 
 
 class Call(dict):
@@ -94,11 +94,11 @@ class Call(dict):
         return [(slice(*bound), self.part(range(*bound))) for bound in bounds]
 
     def _pick(self, name, value, entries):
-        least_ndim = 2 if _is_prompt(name) or "embed" in name else 4
+        least_ndim = 2 if is_prompt(name) or "embed" in name else 4
         nested = isinstance(value, (list, tuple)) and any(isinstance(one, (list, tuple)) for one in value)
         if _is_image(name) and self.nets and isinstance(value, (list, tuple)) and not nested:
             return [self._pick_from(one, entries, least_ndim) for one in value]
-        if _is_prompt(name) or (_is_image(name) and not self.shared):
+        if is_prompt(name) or (_is_image(name) and not self.shared):
             return self._pick_from(value, entries, least_ndim)
         return value
 
@@ -114,9 +114,9 @@ class Call(dict):
         """One prompt for all becomes one for each: pipelines take the batch size from the prompt."""
         call, count = self.like(self), self.entries
         for name, value in self.items() if count > 1 else ():
-            if _is_prompt(name) and isinstance(value, str):
+            if is_prompt(name) and isinstance(value, str):
                 call[name] = [value] * count
-            elif _is_prompt(name) and isinstance(value, torch.Tensor) and value.ndim and value.shape[0] == 1:
+            elif is_prompt(name) and isinstance(value, torch.Tensor) and value.ndim and value.shape[0] == 1:
                 call[name] = value.repeat(count, *(1 for _ in value.shape[1:]))
         return call
 
@@ -124,7 +124,7 @@ class Call(dict):
         """The call with another prompt: the embeddings of the old one would win over it."""
         call = self if self.copies == 1 else self.part(range(self.batch))
         call.check_prompt(prompt)
-        kept = {name: value for name, value in call.items() if not _is_prompt(name) or name.startswith("negative")}
+        kept = {name: value for name, value in call.items() if not is_prompt(name) or name.startswith("negative")}
         return call.like({**kept, "prompt": prompt})
 
     def kept(self):

@@ -18,6 +18,7 @@ from .known import (
     packs,
     parameters,
     scale_factor,
+    step_signature,
     takes_patches,
     temporal_patch,
 )
@@ -91,7 +92,7 @@ class LayoutProbe(Derived):
 
     def step(self, *args, **kwargs):
         self.stepped += 1
-        self.sample = inspect.signature(self._inner.step).bind(*args, **kwargs).arguments["sample"].detach()
+        self.sample = step_signature(type(self._inner)).bind(*args, **kwargs).arguments["sample"].detach()
         raise Left
 
 

@@ -10,12 +10,13 @@ from diffusers.utils import BaseOutput
 from . import _C
 from .autoencoder import decode, encode_pixels, encode_source, mask_like
 from .call import Call, known_names
-from .derived import Unfollowed
+from .derived import Returned, Unfollowed
 from .driver import Driver, stock_scheduler
+from .evidence import followed, key, remember
 from .images import frames_of, psnr, read_arguments, read_source
 from .inversion import InversionOutput, concatenate
 from .known import autoencoder, check_pipeline, parameters, slices
-from .layout import closeness
+from .layout import closeness, proportion
 from .loops import guides_each_step, reads_index
 from .plan import Correction, Task
 from .replay import Recorder, ReplayScheduler, norms
@@ -36,8 +37,8 @@ _FOUND = ("residuals", "step_nfe", "nfe", "restarts", "rejected", "failed", "rea
 REFINED = 8
 # A residual that float32 can reach everywhere.
 _TOL = 1e-4
-# A stock run that is off the trajectory by more than the solver says, this many times and beyond rounding, is another map.
-_MISSED, _ROUNDING = 2.0, 1e-3
+# A network that answers so much otherwise, relative to the answer, is another map; a batch of another size rounds otherwise.
+_ROUNDING = 1e-3
 
 
 def check_whole(name: str, value: Any, least: int) -> None:
@@ -197,22 +198,26 @@ def _read(pipe, image, reading, given, pipe_kwargs, strength=1.0):
 
 def _find(driver, task, order, verify, return_trajectory, return_defects):
     """The inversion in the first order that suits the pipeline."""
+    call = key(driver.pipe, driver.call, driver.doubts, order, task.solver, task.strength, bool(task.correction))
+    before = followed(call) if verify is None else None
+    check = bool(driver.doubts) and before is None and (verify is None or (verify and order == "auto"))
     why = None
-    for which in driver.orders(order):
-        doubtful = which == "reversed" and order == "auto" and reads_index(type(driver.pipe))
-        check = doubtful and verify is not False
-        given = {**task.given, "trajectory": return_trajectory or return_defects or check}
-        outcome, scheduler = driver.drive(replace(task, order=which, given=given), doubtful=doubtful)
+    for which in (before,) if before is not None else driver.orders(order):
+        given = {**task.given, "trajectory": return_trajectory or return_defects}
+        doubtful = bool(driver.doubts) and order == "auto" and which == "reversed"
+        this = replace(task, order=which, given=given, observe=check)
+        outcome, scheduler = driver.drive(this, doubtful=doubtful)
         if isinstance(outcome, Unfollowed):
             why = outcome.why
             continue
         out, corrected, along = _output(driver, scheduler, outcome.result), outcome.result.corrected, None
         end = scheduler.layout.sample(driver.target) if corrected is None else corrected  # of a stock run from the noise
-        if check or return_defects:  # with rounds the trajectory is that of a forward run, which ends beside the image
-            along = _stock_run(driver, out, trajectory=[*out.trajectory[:-1], end])
-        if check and not _follows(driver, scheduler, out, along):
-            why = "its loop reads its own index"
+        if check and (why := _strays(driver, scheduler, out, end)) is not None:
             continue
+        if check:
+            remember(call, which)
+        if return_defects:  # with rounds the trajectory is that of a forward run, which ends beside the image
+            along = _stock_run(driver, out, trajectory=[*out.trajectory[:-1], end])
         return replace(
             out,
             error=_relative(_stock_run(driver, out).sample, end) if verify else out.error,
@@ -220,15 +225,15 @@ def _find(driver, task, order, verify, return_trajectory, return_defects):
             defects=along.defects if return_defects else None,
             nfe=out.nfe + driver.evaluations - scheduler.fed,
         )
-    raise ValueError(f"pipe: {driver.name} cannot be inverted: {why}")
+    because = f", because of {', '.join(one.what for one in driver.doubts)}" if driver.doubts else ""
+    raise ValueError(f"pipe: {driver.name} cannot be inverted: {why}{because}")
 
 
 def _output(driver, scheduler, result):
     """What a machine has found, in the terms of the pipeline."""
     layout, plan, pipe, target = scheduler.layout, scheduler.plan, driver.pipe, driver.target
-    sigma = scheduler.stock_sigma if plan.start == 0 else 1.0
     return InversionOutput(
-        latents=layout.latents(result.latents / sigma, target).to(target.dtype),
+        latents=_as_latents(driver, scheduler, result.latents),
         noises=[noise.to(target.dtype) for noise in scheduler.noises] or None,
         timesteps=plan.sampler.timesteps,
         start=plan.start,
@@ -243,9 +248,18 @@ def _output(driver, scheduler, result):
     )
 
 
+def _as_latents(driver, scheduler, state):
+    """What the pipeline is to be given as `latents=` for its loop to begin at a state."""
+    sigma = scheduler.stock_sigma if scheduler.plan.start == 0 else 1.0
+    return scheduler.layout.latents(state / sigma, driver.target).to(driver.target.dtype)
+
+
 def _stock_run(driver, out, **options):
     recorder = Recorder(stock_scheduler(driver.pipe, out), driver.pipe, out, **options)
-    driver.run(recorder, out.latents.to(driver.pipe._execution_device))
+    outcome = driver.run(recorder, out.latents.to(driver.pipe._execution_device))
+    if isinstance(outcome, Returned):
+        recorder.returned()
+        recorder.output = outcome.output[0]
     return recorder
 
 
@@ -254,17 +268,21 @@ def _relative(sample, end):
     return norms(sample.to(end) - end) / norms(end)
 
 
-def _follows(driver, scheduler, out, along):
-    """Whether a stock run along the trajectory does what the solver has seen."""
-    if len(along.defects) != len(out.timesteps):
-        return False
-    missed = along.missed()
-    back = np.abs(np.diagonal(scheduler.plan.sampler.steps[:, : len(missed)]))
-    states = np.array([norms(state) for state in out.trajectory])
-    expected = np.nan_to_num(out.residuals, nan=0.0) * back[:, None] * states[:-1] / states[1:]
-    expected[-1] = np.maximum(expected[-1], np.nan_to_num(out.error, nan=0.0))
+def _strays(driver, scheduler, out, end):
+    """What a stock run along the states that were evaluated does otherwise than the inversion has seen; None if nothing."""
+    seen = [scheduler.observed.get(j) for j in range(len(out.timesteps))]
+    if None in seen or "non_finite" in out.reasons:  # nothing to compare
+        return None
+    states = [sample for sample, _ in seen]
+    first = _as_latents(driver, scheduler, states[0])
+    along = _stock_run(
+        driver, replace(out, latents=first), trajectory=[*states, end], answers=[answer for _, answer in seen]
+    )
     rounding = max(_ROUNDING, 4 * closeness(driver.target.dtype))
-    return bool((missed <= _MISSED * expected + rounding).all()) or "non_finite" in out.reasons
+    output, given = along.output, scheduler.layout.latents(end, driver.target)  # other layouts cannot be compared
+    if torch.is_tensor(output) and output.shape == given.shape and proportion(given, output) != 1:
+        return "it changes the latents before its first step, or after its last one"
+    return along.strayed or ("its network answers otherwise in a stock run" if along.unlike > rounding else None)
 
 
 # ----------------------------------------------------------------------------------------------------------------- generate

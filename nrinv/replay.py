@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from .derived import Derived, Done, Left
-from .known import slices
+from .known import slices, step_signature
 from .sampler import draw_noises, start_at, with_noise
 
 
@@ -111,24 +111,50 @@ class Recorder(ReplayScheduler):
     pipelines return is laid out differently, or decoded.
 
     trajectory: keep the run on these E + 1 states, and what each evaluation misses them by in `defects`.
+    answers: what the network answers there, E of them; `unlike` says how far from that it answers at most, |difference| over
+    |answer|.  The run then goes on to the end of the pipeline's call, which is `output`, and `strayed` says what it does
+    beside its steps.
     """
 
-    def __init__(self, scheduler, pipe, inv, *, trajectory=None):
+    def __init__(self, scheduler, pipe, inv, *, trajectory=None, answers=None):
         super().__init__(scheduler, pipe, inv)
-        self._states = trajectory
+        self._states, self._answers = trajectory, answers
+        self._signature = step_signature(type(scheduler))
         self._count = len(inv.timesteps)
-        self.sample = None
+        self.sample, self.output, self.strayed, self.unlike = None, None, None, 0.0
 
     def set_timesteps(self, *args, **kwargs):
+        if self._answers is not None and self.sample is not None and self._evaluation == self._count:
+            self._stray("it sets its timesteps again after its loop")
         super().set_timesteps(*args, **kwargs)
         self.defects = []
 
     def step(self, *args, **kwargs):
+        if self._answers is not None:
+            self._compare(self._signature.bind(*args, **kwargs).arguments)
         output = super().step(*args, **kwargs)
         self.sample = output[0]
-        if self._evaluation == self._count:
+        if self._evaluation == self._count and self._answers is None:
             raise Left(Done())
         return output
+
+    def _compare(self, given):
+        if self._evaluation == self._count:
+            self._stray("it steps its scheduler again after its last timestep")
+        if self._evaluation and not torch.equal(given["sample"], self.sample):
+            self._stray("it changes the latents between its steps")
+        answer = self._answers[self._evaluation].double()
+        off = norms(given["model_output"].to(answer) - answer) / norms(answer)
+        self.unlike = max(self.unlike, float(np.nan_to_num(off, nan=0.0, posinf=np.inf).max()))
+
+    def _stray(self, why):
+        self.strayed = why
+        raise Left(Done())
+
+    def returned(self):
+        """The pipeline's call has come to its end."""
+        if self._evaluation < self._count:
+            self.strayed = "its loop ends before the last timestep"
 
     def _amend(self, evaluation, sample):
         if self._states is None:
@@ -136,11 +162,6 @@ class Recorder(ReplayScheduler):
         target = self._states[evaluation + 1].to(sample)
         self.defects.append(target - sample)
         return target
-
-    def missed(self):
-        """[E, B] float64: |defect| / |state| of each evaluation and sample."""
-        pairs = zip(self.defects, self._states[1:], strict=True)
-        return np.array([(norms(defect) / norms(state)) for defect, state in pairs])
 
 
 def norms(x):
