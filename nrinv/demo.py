@@ -8,7 +8,8 @@ from diffusers import DPMSolverMultistepScheduler
 from PIL import Image
 from rich.table import Table
 
-from .images import decode, encode, psnr, read_images
+from .autoencoder import decode, encode
+from .images import psnr, read_images
 from .models import CALLS, SIZE, demo_images, demo_pipeline
 from .pipeline import generate, invert
 from .plots import sheet

@@ -8,10 +8,9 @@ import numpy as np
 from .compaction import compaction
 from .derived import Left, Relayout, Repeat, Returned, Slice, Unfollowed
 from .evidence import Counters, doubts
-from .images import image_size
 from .inverse import InverseScheduler
 from .known import parameters
-from .layout import learn_layout
+from .layout import image_size, learn_layout
 from .session import RandomState, gradients, kept_processors, replaced
 
 

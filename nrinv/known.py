@@ -55,6 +55,11 @@ HARMLESS_HOOKS = (
 )
 # How pipelines call the pixels of an image per latent; those without such a name have 8.
 SCALE_FACTORS = ("vae_scale_factor", "vae_scale_factor_spatial", "vae_spatial_compression_ratio", "movq_scale_factor")
+# How calls call the number of frames that they draw; and what they have, that one or another, if they draw videos.
+FRAMES = ("num_frames", "frames", "video_length")
+VIDEOS = (*FRAMES, "num_videos_per_prompt")
+# How calls call the masks that their pipelines take.
+MASKS = ("mask_image", "control_mask")
 # How configurations call the channels of an autoencoder's latents, and those of a network.
 LATENT_CHANNELS, NETWORK_CHANNELS = ("latent_channels", "z_dim"), ("in_channels", "out_channels")
 
@@ -245,9 +250,28 @@ def takes_patches(pipe) -> bool:
     return hasattr(pipe, "_patchify_latents")
 
 
+def draws_videos(pipe) -> bool:
+    """Whether the pipeline's samples are videos: its call says how many, or of how many frames, or goes on from one."""
+    known = parameters(pipe)
+    return any(name in known for name in VIDEOS) or {"video", "strength"} <= known.keys()
+
+
 def has_frames(vae) -> bool:
-    """Whether an autoencoder takes videos [B, 3, F, H, W]."""
-    return any(isinstance(module, torch.nn.Conv3d) for module in vae.modules())
+    """Whether an autoencoder encodes videos [B, 3, F, H, W]; one that looks at several frames when it decodes may not."""
+    return any(isinstance(module, torch.nn.Conv3d) for module in getattr(vae, "encoder", vae).modules())
+
+
+def temporal_patch(network) -> int:
+    """How many frames of the latents the network takes together."""
+    config = getattr(network, "config", {})
+    patch = config.get("patch_size")
+    return config.get("patch_size_t") or (patch[0] if isinstance(patch, (list, tuple)) and len(patch) == 3 else 1)
+
+
+def takes_alpha(pipe) -> bool:
+    """Whether the pipeline's autoencoder encodes an image's alpha too, as that of Qwen-Image's layers does."""
+    config = getattr(autoencoder(pipe), "config", {})
+    return 4 in (config.get("in_channels"), config.get("input_channels"))
 
 
 def latent_channels(vae):

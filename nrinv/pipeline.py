@@ -8,11 +8,12 @@ import torch
 from diffusers.utils import BaseOutput
 
 from . import _C
+from .autoencoder import decode, encode_pixels, encode_source, mask_like
 from .call import Call, known_names
 from .derived import Returned, Unfollowed
 from .driver import Driver, stock_scheduler
 from .evidence import followed, key, remember
-from .images import decode, encode_pixels, encode_source, mask_like, psnr, read_source
+from .images import frames_of, psnr, read_arguments, read_source
 from .inversion import InversionOutput, concatenate
 from .known import autoencoder, check_pipeline, parameters, slices
 from .layout import closeness, proportion
@@ -83,6 +84,8 @@ def invert(
     prompt: str | list[str] | None = None,
     *,
     latents: Any = None,
+    value_range: tuple[float, float] | None = None,
+    background: Any = "white",
     num_inference_steps: int | None = None,
     guidance_scale: float | None = None,
     generator: Any = None,
@@ -104,13 +107,15 @@ def invert(
     """Find the noise from which `pipe` draws `image`; returns an `InversionOutput` whose first field is `latents`.
 
     pipe: a diffusers pipeline, used as it is and left as it was: scheduler, configuration, hooks, also after an exception.
-    image: see `nrinv.encode`; B images are inverted together, each with its own stopping.  It is given by position: `image=`
-    is the pipeline's own argument of that name (the control image of a ControlNet), unless the pipeline has none.
+    image: see `nrinv.encode`; B images, or videos, are inverted together, each with its own stopping.  It is given by
+    position: `image=` is the pipeline's own argument of that name (the control image of a ControlNet), unless the pipeline
+    has none.  A video says how many frames are drawn (`num_frames`).
     prompt: one for all or one for each image; None is the empty prompt, unless `prompt_embeds` are given.
     latents: what is to be inverted, if it is encoded already, in the place of `image`.
+    value_range, background: what the numbers of `image` are in, and the colour behind its alpha; see `nrinv.encode`.
     num_inference_steps, guidance_scale (default: the pipeline's own), generator, **pipe_kwargs: passed to the pipeline's
-    call (`negative_prompt`, `prompt_embeds`, `num_images_per_prompt`, `callback_on_step_end` ...).  Callbacks run once an
-    evaluation.
+    call (`negative_prompt`, `prompt_embeds`, `num_images_per_prompt`, `callback_on_step_end` ...).  Its images and masks may
+    be paths, and are read as `image` and as `generate`'s `mask_image`.  Callbacks run once an evaluation.
     strength: invert the last part of the steps only, above 0 and at most 1; `generate` goes on from there.
     batch_size: invert at most so many images together (default: all).  A batch takes the memory of a stock call and, in
     float32, about 30 latents an image with the default depth; in whole passes 18 more for each evaluation of the sampler.
@@ -154,7 +159,8 @@ def invert(
     if correct:
         _check_correction(pipe, correction)
     given = {"prompt": prompt, "num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
-    source, call = _read(pipe, image, latents, given, pipe_kwargs, strength)
+    reading = {"latents": latents, "value_range": value_range, "background": background}
+    source, call = _read(pipe, image, reading, given, pipe_kwargs, strength)
     found = []
     for samples, part in call.split(batch_size):
         target = encode_source(pipe, source[samples], rounds)
@@ -192,14 +198,18 @@ def _check_options(pipe, strength, num_inference_steps, seed, order, batch_size)
     check_pipeline(pipe)
 
 
-def _read(pipe, image, latents, given, pipe_kwargs, strength=1.0):
+def _read(pipe, image, reading, given, pipe_kwargs, strength=1.0):
     """(what is to be inverted, the pipeline's call as it will be kept too)."""
     size = {name: pipe_kwargs.get(name) for name in ("height", "width")}
-    source = read_source(pipe, image, latents=latents, **size, checked=True)
+    source = read_source(pipe, image, **reading, **size, checked=True)
     arguments = {name: value for name, value in given.items() if value is not None or name == "prompt"}
-    arguments.update((name, value) for name, value in pipe_kwargs.items() if name != "output_type")
+    own = {name: value for name, value in pipe_kwargs.items() if name != "output_type"}
+    arguments.update(read_arguments(pipe, own, source.size))
+    if source.frames is not None:
+        arguments.update(frames_of(pipe, source.frames, arguments))
     if slices(pipe):
-        arguments = {"image": source.image, **arguments, "strength": strength}
+        name = "video" if "video" in parameters(pipe) else "image"
+        arguments = {name: source.image, **arguments, "strength": strength}
     return source, Call.of(pipe, arguments, len(source))
 
 
@@ -320,7 +330,8 @@ def generate(
     pipe: the pipeline; if its scheduler is not the one the inversion was made with, that one is used for this call.  An
     img2img or inpainting pipeline goes on from a part-way inversion (`invert(..., strength=...)`, best with
     return_trajectory=True for inpainting); its `image` may be left out.
-    inv: an `InversionOutput`.  prompt: default the inversion's own.  **pipe_kwargs override `inv.call`.
+    inv: an `InversionOutput`.  prompt: default the inversion's own.  **pipe_kwargs override `inv.call`; images and masks
+    among them may be paths, and are read as `nrinv.encode` and `mask_image` say.
     guidance_scale: a number; or one for each evaluation that is made, at least 1, for pipelines that read it in every step.
     edit_strength: the share of the inverted steps that is drawn anew, above 0; the rest is the stored trajectory's, which
     keeps more of the image.  Below 1 it needs `invert(..., return_trajectory=True)`.
@@ -342,9 +353,10 @@ def generate(
     if not 0 <= replay <= 1:
         raise ValueError(f"replay must be a share in 0..1, got {replay!r}")
     if mask_image is not None and "mask_image" in parameters(pipe):
-        call["mask_image"] = mask_image
+        pipe_kwargs["mask_image"] = mask_image
     elif mask_image is not None:
         mask = _mask(pipe, mask_image, inv)
+    call.update(read_arguments(pipe, pipe_kwargs, (call.get("height"), call.get("width"))))
     if slices(pipe):
         call = call.like({"image": inv.latents, **call, "strength": _strength(inv, skip, call)})
     evaluated = _guide(pipe, call, len(inv.timesteps) - skip)
@@ -442,6 +454,8 @@ def correct(
     prompt: str | list[str] | None = None,
     *,
     latents: Any = None,
+    value_range: tuple[float, float] | None = None,
+    background: Any = "white",
     strength: float = 0.05,
     rounds: int = 2,
     radius: float | None = 2.0,
@@ -461,8 +475,8 @@ def correct(
     to be inverted then is the corrected image; how it differs from the image is in the output.  It is an inversion that
     stops before its first step.
 
-    pipe, image, prompt, latents, num_inference_steps, guidance_scale, generator, **pipe_kwargs: as `invert` takes them;
-    guidance and steps are those that the image will be drawn with.
+    pipe, image, prompt, latents, value_range, background, num_inference_steps, guidance_scale, generator, **pipe_kwargs: as
+    `invert` takes them; guidance and steps are those that the image will be drawn with.
     strength: above 0, at most 1; 0.05 are 2 of 50 steps.  At least one step is taken.  rounds: at least 1.
     radius: how far an image may be moved, in multiples of the autoencoder's own error |encode(decode(z)) - z|; None: as far
     as it goes.
@@ -476,7 +490,8 @@ def correct(
     correction = Correction(strength, rounds, radius, noise, seed, only=True)
     _check_correction(pipe, correction, order)
     given = {"prompt": prompt, "num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
-    source, call = _read(pipe, image, latents, given, pipe_kwargs)
+    reading = {"latents": latents, "value_range": value_range, "background": background}
+    source, call = _read(pipe, image, reading, given, pipe_kwargs)
     driver = Driver(pipe, encode_source(pipe, source), call, generator, source.size)
     correction = _with_radii(correction, driver, driver.target)
     order = order if order != "auto" else "passes" if reads_index(type(pipe)) else "reversed"
@@ -523,10 +538,10 @@ def _with_radii(correction, driver, encoded):
 def round_trip_error(pipe, latents, height, width):
     """|encode(decode(z)) - z| of each of the latents, [B] float64: what the autoencoder itself cannot tell apart.
 
-    Raises ValueError for pipelines without an autoencoder of images.
+    Raises ValueError for pipelines without an autoencoder.
     """
-    if (latents.ndim == 5 and latents.shape[2] > 1) or autoencoder(pipe) is None:
-        raise ValueError(f"radius must be None: {type(pipe).__name__} has no autoencoder of images to measure it by")
+    if autoencoder(pipe) is None:
+        raise ValueError(f"radius must be None: {type(pipe).__name__} has no autoencoder to measure it by")
     again = encode_pixels(pipe, decode(pipe, latents, height=height, width=width) * 2 - 1)
     return norms(again.float() - latents.float())
 

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from diffusers.utils import BaseOutput
 
+from .autoencoder import draw_pixels
 from .call import Call, known_names
-from .images import draw_pixels
 from .inversion import InversionOutput
 from .known import autoencoder
 from .path import centroid, interpolate, like_sampler
