@@ -1,4 +1,4 @@
-"""Calls that change on their way: what the stock pipeline draws is what the inversion says, or the call is refused by name."""
+"""Calls that change on their way: the stock pipeline draws what the inversion says, or the call is refused by name."""
 
 import diffusers
 import pytest
@@ -125,9 +125,7 @@ def test_a_block_that_is_evaluated_every_second_time(ddim, held_out):
 @pytest.mark.parametrize("function", [latents_fade, last_latents_change])
 @pytest.mark.parametrize("order", ["auto", "passes"])
 def test_a_callback_that_changes_the_latents_is_refused(ddim, held_out, function, order):
-    with pytest.raises(
-        ValueError, match="pipe: .*latents|otherwise in a stock run, because of callback_on_step_end=latents_fade"
-    ):
+    with pytest.raises(ValueError, match=r"pipe: .*(changes the latents|because of callback_on_step_end=latents_fade)"):
         nrinv.invert(ddim, held_out[0][0], held_out[1][0], order=order, max_nfe=4, **CALL, **callback(function))
 
 
@@ -153,9 +151,7 @@ def test_a_pipeline_of_the_users_that_does_more_than_its_loop_is_refused(ddim, h
 
     pipe = Mine(**ddim.components, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
-    with pytest.raises(
-        ValueError, match=r"pipe: Mine cannot be inverted: it (sets its timesteps again|changes the latents)"
-    ):
+    with pytest.raises(ValueError, match=r"pipe: Mine cannot .*: it (sets its timesteps again|changes the latents)"):
         nrinv.invert(pipe, held_out[0][0], held_out[1][0], order=order, max_nfe=4, **CALL)
 
 
