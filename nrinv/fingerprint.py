@@ -73,27 +73,25 @@ def _picked(parameter):
 
 
 def difference(made, present):
-    """A sentence that names both networks where two fingerprints are not those of the same; None where they are."""
+    """What names both networks where two fingerprints are not those of the same; None where they are."""
     for name in sorted(made.keys() & present.keys()):  # another kind of pipeline has networks beside them
         one, other = made[name], present[name]
-        if one["class"] != other["class"]:
-            return _sentence(name, one["class"], other["class"])
         unlike = [key for key in one["config"].keys() & other["config"].keys() if one["config"][key] != other["config"][key]]
-        if unlike:
-            key = min(unlike)
-            return _sentence(name, *(f"{each['class']} with {key}={each['config'][key]!r}" for each in (one, other)))
-        if not all(
-            _close(one["weights"][key], other["weights"][key]) for key in one["weights"].keys() & other["weights"].keys()
-        ):
-            return _sentence(name, one["class"], f"{other['class']} with other weights")
-    loops = [{name: one for name, one in each.items() if name.startswith(NETWORKS)} for each in (made, present)]
-    if all(loops) and not loops[0].keys() & loops[1].keys():
-        return _sentence("denoiser", *(", ".join(sorted({one["class"] for one in each.values()})) for each in loops))
+        if one["class"] != other["class"] or unlike:
+            return _named(name, one, min(unlike, default=None)), _named(name, other, min(unlike, default=None))
+        weights = one["weights"], other["weights"]
+        if not all(_close(weights[0][key], weights[1][key]) for key in weights[0].keys() & weights[1].keys()):
+            return _named(name, one), _named(name, other)
+    loops = [[name for name in each if name.startswith(NETWORKS)] for each in (made, present)]
+    if all(loops) and not set(loops[0]) & set(loops[1]):
+        return _named(loops[0][0], made[loops[0][0]]), _named(loops[1][0], present[loops[1][0]])
     return None
 
 
-def _sentence(name, made, present):
-    return f"the inversion was made with another {name}: {made}; this pipeline has {present}"
+def _named(name, network, key=None):
+    if key is not None:
+        return f"{name} {network['class']} with {key}={network['config'].get(key)!r}"
+    return f"{name} {network['class']} with weights {zlib.crc32(repr(sorted(network['weights'].items())).encode()):08x}"
 
 
 def _close(one, other):

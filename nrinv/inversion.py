@@ -252,8 +252,19 @@ def concatenate(parts: list[InversionOutput], prompt: Any, call: Call) -> Invers
             return [entry for value in values for entry in value]
         return torch.cat(values) if kind == "tensor" else np.concatenate(values, axis=-1)
 
-    own = {"prompt": parts[0].prompt if prompt is None else prompt, "call": call.like({**parts[0].call, **call}).kept()}
+    arguments = {**parts[0].call, **call, "generator": _joined(parts)}
+    arguments = {name: value for name, value in arguments.items() if name != "generator" or value is not None}
+    own = {"prompt": parts[0].prompt if prompt is None else prompt, "call": call.like(arguments).kept()}
     return InversionOutput(**{one.name: join(one) for one in fields(InversionOutput) if one.name not in own}, **own)
+
+
+def _joined(parts):
+    """The generators of all images, one each; None where several images have drawn from one, which all cannot."""
+    found = []
+    for part in parts:
+        generator = part.call.get("generator")
+        found += generator if isinstance(generator, list) else [generator]
+    return found if None not in found and len(found) == sum(len(part.latents) for part in parts) else None
 
 
 def _range(values, form="d"):

@@ -317,8 +317,12 @@ def generate(
         raise ValueError(f"edit_strength must be 1 where strength is given, got {edit_strength!r}")
     if not 0 <= replay <= 1:
         raise ValueError(f"replay must be a share in 0..1, got {replay!r}")
-    if (other := difference(inv.networks or {}, fingerprint(pipe))) is not None:
-        warnings.warn(f"inv: {other}; it may draw another image", stacklevel=4)
+    if (networks := difference(inv.networks or {}, fingerprint(pipe))) is not None:
+        made, present = networks
+        changed = f"the inversion was made with {made}, this pipeline has {present}"
+        warnings.warn(f"inv: {changed}: it may draw another image", stacklevel=4)
+            f"inv: the inversion was made with {made}, this pipeline has {present}: not the same image", stacklevel=4
+        )
     inv, call = _samples(inv, prompt, pipe_kwargs)
     call = call.to(pipe._execution_device, network(pipe).dtype)
     if call.get("generator") is not None and pipe_kwargs.get("generator") is None:
