@@ -321,8 +321,6 @@ def generate(
         made, present = networks
         changed = f"the inversion was made with {made}, this pipeline has {present}"
         warnings.warn(f"inv: {changed}: it may draw another image", stacklevel=4)
-            f"inv: the inversion was made with {made}, this pipeline has {present}: not the same image", stacklevel=4
-        )
     inv, call = _samples(inv, prompt, pipe_kwargs)
     call = call.to(pipe._execution_device, network(pipe).dtype)
     if call.get("generator") is not None and pipe_kwargs.get("generator") is None:
