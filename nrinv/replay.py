@@ -16,8 +16,8 @@ class ReplayScheduler(Derived):
     """The scheduler an inversion was made for, with the noise and the starting point of that inversion.
 
     scheduler: the stock scheduler.  pipe: the pipeline it will run in; img2img pipelines take their part of the timesteps
-    themselves and start from `add_noise`, which returns the inversion's state.  inv: an `InversionOutput`; its `noises` are
-    used in place of random ones, and a run that was inverted part of the way begins where the inversion ended.
+    themselves and start from `add_noise`, which returns the inversion's state.  inv: an `InversionOutput`; its `noises`, if
+    it has any, are used in place of random ones; a run that was inverted part of the way begins where the inversion ended.
     schedule: where the inversion's states lie in the evaluations of the run, by default in its own; begin: the first of
     these evaluations.  replay: after each evaluation add this share of `inv.defects`; with all of them the stored trajectory
     is met exactly.
@@ -50,7 +50,7 @@ class ReplayScheduler(Derived):
         self._stock = scheduler
         self._sliced = slices(pipe)
         self._mask = mask
-        super().__init__(with_noise(scheduler, self._draw))
+        super().__init__(with_noise(scheduler, self._draw) if self._noises else copy.deepcopy(scheduler))
 
     @property
     def latents(self):

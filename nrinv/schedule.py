@@ -22,6 +22,7 @@ class Schedule:
     def __init__(self, inv, order=1):
         self._inv, self.order, self._levels = inv, order, None
         self.own, self.first, self.count = True, inv.start, inv.start + len(inv.timesteps)
+        self._timesteps = np.asarray(inv.timesteps)
 
     @classmethod
     def of(cls, inv, scheduler):
@@ -33,6 +34,7 @@ class Schedule:
         found = cls(inv, int(getattr(scheduler, "order", 1)))
         sampler = read_sampler(scheduler)
         found.own, found.first, found.count, found._levels = False, 0, len(sampler), sampler.levels
+        found._timesteps = _timesteps(scheduler)
         if inv.noises:
             raise ValueError(f"{found._differs()}, and its noises are drawn in its own steps; set inv.noises to None")
         if inv.start:
@@ -42,14 +44,10 @@ class Schedule:
 
     def fits(self, scheduler, call):
         """Whether a scheduler with its timesteps, in a call with these arguments, has these evaluations."""
-        if not self.own:
-            return True
-        expected, start = np.asarray(self._inv.timesteps), self.first
-        timesteps = scheduler.timesteps.detach().cpu().double().numpy()[start:]
-        span = np.abs(expected).max()
+        expected, timesteps = self._timesteps, _timesteps(scheduler)[self.first if self.own else 0 :]
         if len(timesteps) < len(expected):
             return False
-        if not np.allclose(timesteps[: len(expected)], expected, rtol=1e-4, atol=1e-6 * span):
+        if not np.allclose(timesteps[: len(expected)], expected, rtol=1e-4, atol=1e-6 * np.abs(expected).max()):
             return False
         # A longer one: the loop takes a part of it, as it did before, or the last timestep is only the end of a step.
         return (
@@ -114,6 +112,10 @@ class Schedule:
             f"{SCHEDULE[0]}: the inversion's schedule, of {len(self._inv.timesteps)} evaluations, is not the one of this "
             f"call, of {self.count}"
         )
+
+
+def _timesteps(scheduler):
+    return scheduler.timesteps.detach().cpu().double().numpy()
 
 
 def _angles(levels):
