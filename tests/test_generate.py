@@ -319,14 +319,16 @@ def converted(inv, dtype):
     return replace(inv, latents=inv.latents.to(dtype), call=call, **lists)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", ["SD", "SD, ancestral"])
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("SD", torch.bfloat16), ("SD", torch.float16), ("SD, ancestral", torch.bfloat16)]
+)
 def test_an_inversion_is_drawn_in_the_precision_of_the_pipeline(name, dtype):
     pipe, call, latents = zoo.make(name)
     options = {"num_inference_steps": 4, "max_nfe": 1, "return_trajectory": True, "return_defects": True}
     inv = nrinv.invert(pipe, latents, **options, **call)
     half = copy.deepcopy(pipe).to(dtype)
-    for edit in ({}, {"edit_strength": 0.5}, {"replay": 1.0}, {"mask_image": np.eye(32, dtype=np.float32)}):
+    edits = ({}, {"edit_strength": 0.5}, {"replay": 1.0}, {"mask_image": np.eye(32, dtype=np.float32)})
+    for edit in edits if name == "SD" else edits[:1]:
         there = drawn(half, inv, **edit)
         assert there.dtype == dtype and torch.equal(there, drawn(half, converted(inv, dtype), **edit))
         back = drawn(pipe, converted(inv, dtype), **edit)
