@@ -8,6 +8,7 @@ import json
 import os
 import re
 import secrets
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,12 @@ ARGUMENT = {
         "tensor": {"$ref": "#/$defs/name"},
         "array": {"$ref": "#/$defs/name"},
         "image": {"$ref": "#/$defs/name"},
+        "generator": {
+            "type": "object",
+            "required": ["device", "state"],
+            "additionalProperties": False,
+            "properties": {"device": {"enum": ["cpu", "cuda", "mps", "xpu"]}, "state": {"$ref": "#/$defs/name"}},
+        },
     },
 }
 # The name of a tensor of the file that an argument is.
@@ -191,6 +198,8 @@ def _packed(name, value, tensors):
     if isinstance(value, Image.Image):
         value = value if value.mode in _MODES else value.convert("RGB")
         return {"image": _kept(name, torch.from_numpy(np.array(value)), tensors)}
+    if isinstance(value, torch.Generator):
+        return {"generator": {"device": value.device.type, "state": _kept(name, value.get_state(), tensors)}}
     if isinstance(value, (torch.Tensor, np.ndarray)):
         kind = "tensor" if isinstance(value, torch.Tensor) else "array"
         return {kind: _kept(name, torch.as_tensor(value), tensors)}
@@ -223,11 +232,24 @@ def unpack(packed, take, device):
         return value
     if kind == "tensor":
         return take(value).to(device)
+    if kind == "generator":
+        return _generator(value["device"], take(value["state"]))
     try:
         array = take(value).numpy()
         return Image.fromarray(array) if kind == "image" else array
     except (TypeError, KeyError) as error:
         raise ValueError(f"{value} is no {kind}: {error}") from error
+
+
+def _generator(device, state):
+    """A generator in that state; None, with a warning, on a machine without such a device."""
+    if device != "cpu" and not (hasattr(torch, device) and getattr(torch, device).is_available()):
+        warnings.warn(f"what the pipeline drew from a generator on {device} cannot be drawn again without one", stacklevel=2)
+        return None
+    try:
+        return torch.Generator(device).set_state(state)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"a generator on {device}: {error}") from error
 
 
 def plain(value):

@@ -28,6 +28,8 @@ POSITIONS = ("img_ids", "txt_ids")
 # How pipelines call the network that is evaluated in the loop, and the autoencoder, the first that is there.
 NETWORKS = ("unet", "transformer", "prior", "decoder")
 AUTOENCODERS = ("vae", "movq", "vqgan", "vqvae")
+# How the names of networks begin that decide what is drawn, beside these.
+CONDITIONS = ("text_encoder", "controlnet")
 # The libraries that pipelines are made of, and nrinv, whose clock in the demo changes nothing.  What else takes part in a
 # call may count the calls, or change them.
 LIBRARIES = (
@@ -217,6 +219,12 @@ def takes_references(pipe) -> bool:
 
 def modules(pipe) -> list[torch.nn.Module]:
     return [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+
+
+def drawing_networks(pipe) -> dict[str, torch.nn.Module]:
+    """The networks that decide what is drawn: the denoisers, and what they are told by."""
+    parts = pipe.components.items()
+    return {name: one for name, one in parts if name.startswith(NETWORKS + CONDITIONS) and isinstance(one, torch.nn.Module)}
 
 
 def _first(pipe, names, default=None):

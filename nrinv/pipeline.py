@@ -1,5 +1,6 @@
 """Invert an image with a stock diffusers pipeline, and draw from the noise that was found."""
 
+import warnings
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -9,18 +10,20 @@ from diffusers.utils import BaseOutput
 
 from . import _C
 from .autoencoder import decode, encode_pixels, encode_source, mask_like
-from .call import Call, known_names
-from .derived import Returned, Unfollowed
+from .call import COPIES, SCHEDULE, Call, is_prompt, known_names
+from .derived import Left, Returned, Unfollowed
 from .driver import Driver, stock_scheduler
 from .evidence import followed, key, remember
+from .fingerprint import difference, fingerprint
 from .images import frames_of, psnr, read_arguments, read_source
 from .inversion import InversionOutput, concatenate
-from .known import autoencoder, check_pipeline, parameters, slices
+from .known import autoencoder, check_pipeline, network, parameters, slices
 from .layout import closeness, proportion
 from .loops import guides_each_step, reads_index
 from .plan import Correction, Task
 from .replay import Recorder, ReplayScheduler, norms
-from .session import exclusively, replaced, without_gradients
+from .schedule import Schedule
+from .session import RandomState, exclusively, kept_processors, replaced, without_gradients
 from .solver import Method, Solver, as_solver
 
 if TYPE_CHECKING:
@@ -261,11 +264,13 @@ def _output(driver, scheduler, result):
         latents=_as_latents(driver, scheduler, result.latents),
         noises=[noise.to(target.dtype) for noise in scheduler.noises] or None,
         timesteps=plan.sampler.timesteps,
+        levels=plan.sampler.levels,
         start=plan.start,
         corrected=None if result.corrected is None else layout.latents(result.corrected, target),
         order=scheduler.driving,
         prompt=driver.call.get("prompt"),
-        call=driver.call.kept(),
+        call=driver.call.like({**driver.call.kept(), **_drawn_from(driver)}),
+        networks=fingerprint(pipe),
         pipeline=type(pipe).__name__,
         scheduler=type(pipe.scheduler).__name__,
         scheduler_config=dict(pipe.scheduler.config),
@@ -277,6 +282,12 @@ def _as_latents(driver, scheduler, state):
     """What the pipeline is to be given as `latents=` for its loop to begin at a state."""
     sigma = scheduler.stock_sigma if scheduler.plan.start == 0 else 1.0
     return scheduler.layout.latents(state / sigma, driver.target).to(driver.target.dtype)
+
+
+def _drawn_from(driver):
+    """What the pipeline's own draws came from, if it made any."""
+    generator = driver.random.drawn(driver.pipe._execution_device)
+    return {} if generator is None else {"generator": generator}
 
 
 def _stock_run(driver, out, **options):
@@ -329,12 +340,19 @@ def generate(
 
     pipe: the pipeline; if its scheduler is not the one the inversion was made with, that one is used for this call.  An
     img2img or inpainting pipeline goes on from a part-way inversion (`invert(..., strength=...)`, best with
-    return_trajectory=True for inpainting); its `image` may be left out.
-    inv: an `InversionOutput`.  prompt: default the inversion's own.  **pipe_kwargs override `inv.call`; images and masks
-    among them may be paths, and are read as `nrinv.encode` and `mask_image` say.
+    return_trajectory=True for inpainting); its `image` may be left out.  Whatever precision and device the inversion has,
+    the pipeline is given its own.
+    inv: an `InversionOutput`.  prompt: default the inversion's own; several for an inversion of one image are so many
+    drawings from its noise, and so are several `prompt_embeds`.  **pipe_kwargs override `inv.call`;
+    images and masks among them may be paths, and are read as `nrinv.encode` and `mask_image` say.
+    num_inference_steps, timesteps, sigmas: may be others than the inversion's.  What is needed of its trajectory is then the
+    state of the nearest noise level, at the level that is due.
+    num_images_per_prompt: draw each image so many times; without a stochastic part of the pipeline's own they are alike.
+    generator: default one like the inversion's, from which the pipeline draws the same again; it is not the caller's.
     guidance_scale: a number; or one for each evaluation that is made, at least 1, for pipelines that read it in every step.
     edit_strength: the share of the inverted steps that is drawn anew, above 0; the rest is the stored trajectory's, which
     keeps more of the image.  Below 1 it needs `invert(..., return_trajectory=True)`.
+    strength: of an img2img pipeline, the share of all steps; another than the inversion's needs its trajectory.
     replay: the share, in 0..1, of the recorded defects that is added; 1 makes the reconstruction exact, and is no longer the
     noise's own drawing.  Above 0 it needs `invert(..., return_defects=True)`.
     mask_image: PIL image or path, drawn in grey or in alpha, or array or tensor [H, W], white where the image may change;
@@ -342,45 +360,97 @@ def generate(
     pipeline uses its own `mask_image`.
     Returns the pipeline's own output (`.images`).
 
-    Raises TypeError for a name that neither nrinv nor the pipeline knows, ValueError if there are neither one nor B prompts,
-    for numbers out of range, and if there are no defects to replay or no trajectory to start or to mask with.
+    Warns (UserWarning) where the pipeline's networks are not those the inversion was made with.
+    Raises TypeError for a name that neither nrinv nor the pipeline knows, ValueError if there are neither one nor B prompts
+    (for one image, any number), for numbers out of range, if there are no defects to replay or no trajectory to start or to
+    mask with, and for another schedule with noises or defects, which belong to the inversion's own, or with a part-way
+    inversion that has no trajectory and no such level.
     """
-    call = inv.whole_call if prompt is None else inv.whole_call.with_prompt(prompt)
-    call = call.like({**call, **pipe_kwargs}).spread()
-    call.check_prompt(call.get("prompt"))
-    scheduler, mask = stock_scheduler(pipe, inv), None
-    skip = _skipped_evaluations(inv, scheduler, edit_strength)
+    _check_share("edit_strength", edit_strength)
+    if edit_strength != 1 and pipe_kwargs.get("strength") is not None:
+        raise ValueError(f"edit_strength must be 1 where strength is given, got {edit_strength!r}")
     if not 0 <= replay <= 1:
         raise ValueError(f"replay must be a share in 0..1, got {replay!r}")
+    if (networks := difference(inv.networks or {}, fingerprint(pipe))) is not None:
+        made, present = networks
+        changed = f"the inversion was made with {made}, this pipeline has {present}"
+        warnings.warn(f"inv: {changed}: it may draw another image", stacklevel=4)
     if mask_image is not None and "mask_image" in parameters(pipe):
-        pipe_kwargs["mask_image"] = mask_image
-    elif mask_image is not None:
-        mask = _mask(pipe, mask_image, inv)
-    call.update(read_arguments(pipe, pipe_kwargs, (call.get("height"), call.get("width"))))
-    if slices(pipe):
-        call = call.like({"image": inv.latents, **call, "strength": _strength(inv, skip, call)})
-    evaluated = _guide(pipe, call, len(inv.timesteps) - skip)
-    if inv.noises or inv.start or skip or replay or slices(pipe) or mask is not None or evaluated:
-        scheduler = ReplayScheduler(scheduler, pipe, inv, skip=skip, replay=replay, mask=mask, evaluated=evaluated)
-    call["latents"] = (inv.trajectory[skip].to(inv.latents.dtype) if skip else inv.latents).to(pipe._execution_device)
-    with replaced(pipe, scheduler=scheduler):
-        return pipe(**call.for_pipeline(pipe))
+        pipe_kwargs["mask_image"], mask_image = mask_image, None
+    size = [pipe_kwargs.get(name) or inv.call.get(name) for name in ("height", "width")]
+    inv, call = _samples(inv, prompt, read_arguments(pipe, pipe_kwargs, size))
+    call = call.to(pipe._execution_device, network(pipe).dtype)
+    if call.get("generator") is not None and pipe_kwargs.get("generator") is None:
+        call["generator"] = _fresh(call["generator"])
+    mask = None if mask_image is None else _mask(pipe, mask_image, inv)
+    guide = _guide(pipe, call)
+    stock, random = stock_scheduler(pipe, inv), RandomState(call.get("generator"))
+    schedule = Schedule(inv, int(getattr(stock, "order", 1)))
+    plain = not (inv.noises or inv.start or edit_strength < 1 or replay or slices(pipe) or mask is not None or guide)
+    while True:
+        begin = _begin(inv, schedule, edit_strength)
+        options = {"schedule": schedule, "begin": begin, "replay": replay, "mask": mask, "guide": guide, "call": call}
+        scheduler = stock if plain else ReplayScheduler(stock, pipe, inv, **options)
+        latents = (inv.latents if plain else scheduler.latents).to(pipe._execution_device, network(pipe).dtype)
+        own = {"latents": latents}
+        if slices(pipe):
+            strength = _strength(pipe, call, inv, schedule, begin, pipe_kwargs.get("strength"))
+            own |= {"image": latents if call.get("image") is None else call["image"], "strength": strength}
+        try:
+            with replaced(pipe, scheduler=scheduler), kept_processors(pipe):
+                return pipe(**call.like({**call, **own}).for_pipeline(pipe))
+        except Left as left:  # the schedule is another one
+            pipe.maybe_free_model_hooks()
+            random.restore()
+            if not schedule.own:
+                raise ValueError(f"pipe: {type(pipe).__name__} sets different timesteps in calls that are alike") from None
+            schedule = left.outcome
 
 
-def _skipped_evaluations(inv, scheduler, edit_strength):
-    """How many of an inversion's evaluations an edit leaves out: whole steps."""
-    _check_share("edit_strength", edit_strength)
+def _samples(inv, prompt, given):
+    """(inversion, call) of all images that are drawn, one for each prompt and copy."""
+    copies, given = given.get(COPIES), {name: value for name, value in given.items() if name != COPIES}
+    if copies is not None:
+        check_whole(COPIES, copies, 1)
+    if copies == inv.whole_call.copies:
+        copies = None
+    elif copies is not None and inv.whole_call.copies > 1:
+        inv = inv.take(range(len(inv.latents)))
+    embeds = [value for name, value in given.items() if name.endswith("prompt_embeds") and torch.is_tensor(value)]
+    lists = [value for name, value in given.items() if is_prompt(name) and isinstance(value, (list, tuple))]
+    several = [len(one) for one in (prompt, *embeds, *lists) if one is not None and not isinstance(one, str)]
+    if len(inv.latents) == 1 and max(several, default=1) > 1:
+        inv = inv.take([0] * max(several))
+    call = inv.whole_call
+    if prompt is not None or any(not name.startswith("negative") for name in given if name.endswith("prompt_embeds")):
+        call = call.with_prompt(prompt)
+    call = call.like({**call, **given})
+    call.check_prompt(call.get("prompt"))
+    call.check_embeds()
+    if copies is not None:
+        rows = [i for i in range(call.batch) for _ in range(copies)]
+        inv, call = inv.take(rows), call.part(rows)
+    return inv, call.spread()
+
+
+def _fresh(generator):
+    """A copy of a stored generator, or of a list of them."""
+    if isinstance(generator, (list, tuple)):
+        return [one.clone_state() for one in generator]
+    return None if generator is None else generator.clone_state()
+
+
+def _begin(inv, schedule, edit_strength):
+    """The evaluation with which an edit begins."""
     if edit_strength == 1:
-        return 0
+        return schedule.first
     if not inv.trajectory:
         raise ValueError(
             "edit_strength: the inversion holds no trajectory; make it with invert(..., return_trajectory=True)"
         )
     if inv.trajectory[0].shape != inv.latents.shape:
         raise ValueError("edit_strength must be 1: the pipeline lays its states out otherwise than its latents")
-    count = len(inv.timesteps)
-    skip = count - max(1, round(edit_strength * count))
-    return skip - skip % int(getattr(scheduler, "order", 1))
+    return schedule.begin(edit_strength)
 
 
 def _mask(pipe, mask_image, inv):
@@ -389,37 +459,49 @@ def _mask(pipe, mask_image, inv):
     return mask_like(pipe, mask_image, inv.latents, inv.call.get("height"), inv.call.get("width"))
 
 
-def _guide(pipe, call, evaluations):
-    """What sets the guidance of the next evaluation, where there is one for each; `call` gets the first."""
+class _Guide:
+    """Sets the guidance of each evaluation."""
+
+    def __init__(self, pipe, scales):
+        self._pipe, self._given, self._scales = pipe, scales, [float(one) for one in scales]
+        if max(self._scales, default=1) > 1:  # at 1 pipelines do without the empty prompt, and cannot do otherwise later
+            self._scales = [max(one, 1 + 1e-6) if one >= 1 else one for one in self._scales]
+
+    def begin(self, evaluations):
+        if len(self._scales) != evaluations or not all(one >= 1 and np.isfinite(one) for one in self._scales):
+            raise ValueError(
+                f"guidance_scale must be a number, or {evaluations} of at least 1, one an evaluation, got {self._given!r}"
+            )
+        self._pipe._guidance_scale = self._scales[0]
+
+    def evaluated(self, j):
+        self._pipe._guidance_scale = self._scales[min(j + 1, len(self._scales) - 1)]
+
+
+def _guide(pipe, call):
+    """What sets the guidance of the next evaluation, where there is one for each; `call` gets the largest."""
     scale = call.get("guidance_scale")
     if scale is None or np.ndim(scale) == 0:
         return None
     if not guides_each_step(type(pipe)):
         raise ValueError(f"guidance_scale must be a number: {type(pipe).__name__} does not read it in each step")
-    scales = [float(one) for one in scale]
-    if len(scales) != evaluations or not all(one >= 1 and np.isfinite(one) for one in scales):
-        raise ValueError(
-            f"guidance_scale must be a number, or {evaluations} of at least 1, one an evaluation, got {scale!r}"
-        )
-    if max(scales) > 1:  # at 1 pipelines do without the empty prompt, and cannot do otherwise later
-        scales = [max(one, 1 + 1e-6) for one in scales]
-    call["guidance_scale"] = scales[0]
-
-    def evaluated(j):
-        pipe._guidance_scale = scales[min(j + 1, evaluations - 1)]
-
-    return evaluated
+    guide = _Guide(pipe, scale)
+    call["guidance_scale"] = max([float(one) for one in scale], default=1.0)
+    return guide
 
 
-def _strength(inv, skip, call):
+def _strength(pipe, call, inv, schedule, begin, given):
     """The share of the steps that is drawn, in the middle of the values that give that many."""
-    if "strength" in call:
+    if given is not None:
+        return given
+    if begin == inv.start and schedule.own and call.get("strength") is not None:
         return call["strength"]
-    evaluations, done = len(inv.timesteps) + inv.start, inv.start + skip
-    steps = call.get("num_inference_steps")
-    if not done or not steps:
-        return 1.0
-    return min(1.0, (steps - done * steps / evaluations + 0.5) / steps)
+    own = [call.get(name) for name in SCHEDULE[1:]]
+    steps = next((len(one) for one in own if one is not None), None) or call.get(SCHEDULE[0])
+    if steps is None:
+        default = getattr(parameters(pipe).get(SCHEDULE[0]), "default", None)
+        steps = default if isinstance(default, int) else -(-schedule.count // schedule.order)
+    return min(1.0, (steps - begin / schedule.order + 0.5) / steps) if begin else 1.0
 
 
 # ------------------------------------------------------------------------------------------------------------------ correct
