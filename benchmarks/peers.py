@@ -290,7 +290,7 @@ METHODS = {
 Request = namedtuple("Request", "index timestep sample scale wants_gradient cotangent active correcting")
 Result = namedtuple(
     "Result",
-    "latents residuals step_nfe nfe reasons error evaluations trajectory noises restarts rejected failed "
+    "latents residuals step_nfe nfe reasons error measured growth evaluations trajectory noises restarts rejected failed "
     "corrected moved held",
 )
 
@@ -313,6 +313,8 @@ def result_of(latents, residuals, step_nfe):
         nfe=np.full(B, evaluations),
         reasons=["max_nfe"] * B,
         error=np.full(B, np.nan),
+        measured=np.zeros(B, bool),
+        growth=np.full(B, np.nan),
         evaluations=evaluations,
         **counts,
         **none,

@@ -26,6 +26,7 @@ log_target(nri_inversion *inv)
     nri_solve *s = &inv->target;
     for (int64_t b = 0; b < inv->v->batch; b++) {
         inv->result.error[b] = isinf(s->best[b]) ? NAN : s->scale[b] > 0 ? s->best[b] / s->scale[b] : s->best[b];
+        inv->result.measured[b] = isfinite(inv->result.error[b]);
         bool judged = s->finished[b] && inv->options.rounds > 0 && inv->result.reason[b] != NRI_NON_FINITE;
         if (judged || s->reason[b] == NRI_NON_FINITE) {
             inv->result.reason[b] = s->reason[b];

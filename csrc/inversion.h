@@ -50,6 +50,8 @@ struct nri_inversion {
     double *radius;     /* [B] */
     bool *spoiled;      /* [B] not finite in this round */
 
+    double *grown, *missed;    /* [B] state.c: how much an error of the present step grows, and what all have missed */
+    double *rate, *stretch;    /* [B] of the last step that has told them */
     int *allowance;            /* [E] evaluations that each step may take */
     double *surplus, *natural; /* [B] absorb.c: norms of the noise that takes up the step, and of the one in the state */
     double *coef;              /* [3 B + 2 E + 2] scratch, E of the longer sampler */

@@ -193,7 +193,7 @@ target_depth(const nri_options *o)
 static int
 step_depth(const nri_sampler *s, const nri_options *o)
 {
-    int depth = o->solver == NRI_FIXED_POINT || o->solver == NRI_NEWTON ? 0 : o->depth;
+    int depth = o->solver == NRI_NEWTON ? 0 : o->solver == NRI_FIXED_POINT ? o->order != NRI_PASSES : o->depth;
     int longest = nri_allot(s, o, NULL);
     return depth < longest ? depth : longest - 1;
 }
@@ -252,6 +252,12 @@ allocate(nri_inversion *inv)
                                 ARRAY(result.nfe, B, 1),
                                 ARRAY(result.reason, B, 1),
                                 ARRAY(result.error, B, 1),
+                                ARRAY(result.measured, B, 1),
+                                ARRAY(result.growth, B, 1),
+                                ARRAY(grown, B, 1),
+                                ARRAY(missed, B, 1),
+                                ARRAY(rate, B, 1),
+                                ARRAY(stretch, B, 1),
                                 ARRAY(result.restarts, B, 1),
                                 ARRAY(result.rejected, B, 1),
                                 ARRAY(result.failed, B, 1),
@@ -455,7 +461,7 @@ start(nri_inversion *inv)
         inv->result.residual[i] = NAN;
     }
     for (int64_t b = 0; b < inv->v->batch; b++) {
-        inv->result.error[b] = NAN;
+        inv->result.error[b] = inv->result.growth[b] = NAN;
     }
     NRI_TRY(take_target(inv));
     NRI_TRY(enter(inv, inv->options.correct_from ? &nri_correct : way_back(inv)));

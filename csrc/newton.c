@@ -108,6 +108,7 @@ judge(nri_solve *s, int z)
             s->pull[b] = distance > 0 ? s->lam * s->weight / distance : 0;
             s->asks = NRI_GRADIENT;
         }
+        s->mixed[b] = s->best_at[b] >= 0 ? s->best[b] : INFINITY;
     }
     NRI_TRY(ops->copy(s->v, s->slot.best_f, f, s->improved));
     NRI_TRY(ops->copy(s->v, first + NRI_NEWTON_BEST, z, s->improved));

@@ -105,7 +105,10 @@ begin(nri_inversion *inv)
     return NRI_OK;
 }
 
-/* |G_j - s_j| / |s_j| of the samples that a pass has evaluated, and the norm that tol refers to. */
+/*
+|G_j - s_j| / |s_j| of the samples that a pass has evaluated, what that leaves of the image where no step stretches it, and
+the norm that tol refers to.
+*/
 static nri_status
 log_pass(nri_inversion *inv, int r)
 {
@@ -118,6 +121,7 @@ log_pass(nri_inversion *inv, int r)
         for (int64_t b = 0; b < B; b++) {
             if (inv->active[b] && isfinite(whole[b])) { /* what is not finite reaches s_0 */
                 inv->result.residual[j * B + b] = size[b] > 0 ? miss[b] / size[b] : miss[b];
+                inv->missed[b] = back_row(inv->sampler, j)[0] * hypot(j > 0 ? inv->missed[b] : 0, miss[b]);
             }
             inv->result.step_nfe[j * B + b] += inv->active[b];
         }
@@ -163,6 +167,8 @@ end_pass(nri_inversion *inv)
     for (int64_t b = 0; b < inv->v->batch; b++) {
         inv->result.reason[b] = s->reason[b];
         inv->idle[b] = s->reason[b] == NRI_NON_FINITE;
+        double size = inv->target.scale[b];
+        inv->result.error[b] = inv->idle[b] ? NAN : fabs(inv->missed[b]) / (size > 0 ? size : 1);
     }
     return clean_outputs(inv);
 }

@@ -391,12 +391,13 @@ pack_result(const Inversion *self, const nri_result *r, PyObject *type)
     bool absorbed = self->options.absorb && !self->options.correct_only;
     npy_intp B = (npy_intp)self->v->batch, logs[2] = {s->evaluations, B};
     return PyObject_CallFunction(
-        type, "((NNNNNNiNNNNNNNN))", tensor(self, r->latents, true), numbers(NPY_DOUBLE, 2, logs, r->residual),
+        type, "((NNNNNNiNNNNNNNNNN))", tensor(self, r->latents, true), numbers(NPY_DOUBLE, 2, logs, r->residual),
         numbers(NPY_INT, 2, logs, r->step_nfe), numbers(NPY_INT, 1, &B, r->nfe), reason_list(r, self->v->batch),
         numbers(NPY_DOUBLE, 1, &B, r->error), r->evaluations,
         tensors(self, r->trajectory >= 0, r->trajectory, s->evaluations + 1), tensors(self, absorbed, r->noises, s->noises),
         numbers(NPY_INT, 1, &B, r->restarts), numbers(NPY_INT, 1, &B, r->rejected), numbers(NPY_INT, 1, &B, r->failed),
-        tensor(self, r->corrected, true), numbers(NPY_DOUBLE, 1, &B, r->moved), numbers(NPY_BOOL, 1, &B, r->held));
+        tensor(self, r->corrected, true), numbers(NPY_DOUBLE, 1, &B, r->moved), numbers(NPY_BOOL, 1, &B, r->held),
+        numbers(NPY_BOOL, 1, &B, r->measured), numbers(NPY_DOUBLE, 1, &B, r->growth));
 }
 
 static PyObject *
@@ -507,7 +508,7 @@ static PyStructSequence_Field result_fields[] = {
     {"step_nfe", "[E, B] network evaluations of each step in the last sweep, or in all passes"},
     {"nfe", "[B] network evaluations in all"},
     {"reasons", "B names: why each sample ended; with correct_only 'max_nfe', or 'non_finite' where every round failed"},
-    {"error", "[B] |z_0 - sampler(z_T)| / |z_0| measured by a forward run, NaN if none was made"},
+    {"error", "[B] |z_0 - sampler(z_T)| / |z_0| measured by a forward run, else estimated; NaN where it ended non_finite"},
     {"evaluations", "network calls for the whole batch"},
     {"trajectory", "E + 1 states from z_T to z_0 if they were kept, else None"},
     {"noises", "K noises that the sampler has to draw, with noise='absorb', else None"},
@@ -517,6 +518,8 @@ static PyStructSequence_Field result_fields[] = {
     {"corrected", "[B, ...] float32: the corrected target, or None without correct_from"},
     {"moved", "[B] |corrected - target| / |target|, or None"},
     {"held", "[B] bool: the radius has held the last round of the correction back, or None"},
+    {"measured", "[B] bool: the error is that of a forward run"},
+    {"growth", "[B] how much a step was seen to stretch a difference of states at most, NaN where that was not seen"},
     {NULL, NULL},
 };
-PyStructSequence_Desc result_desc = {"nrinv.Result", "What an Inversion found.", result_fields, 15};
+PyStructSequence_Desc result_desc = {"nrinv.Result", "What an Inversion found.", result_fields, 17};

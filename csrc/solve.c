@@ -46,7 +46,7 @@ nri_solve_create(nri_solve *s)
         ARRAY(improved, B, 1), ARRAY(finished, B, 1), ARRAY(failed, B, 1),    ARRAY(merit, B, 1),     ARRAY(length, B, 1),
         ARRAY(pull, B, 1),     ARRAY(best_at, B, 1),  ARRAY(restarts, B, 1),  ARRAY(failures, B, 1),  ARRAY(wants, B, 1),
         ARRAY(valid, B, n),    ARRAY(gram, B, n * n), ARRAY(dots, B, widest), ARRAY(coef, B, widest), ARRAY(mark, B, 1),
-        ARRAY(moves, B, 1),
+        ARRAY(moves, B, 1),    ARRAY(mixed, B, 1),    ARRAY(stretch, B, 1),   ARRAY(rate, B, 1),      ARRAY(apart, B, n * n),
     };
     s->mean = s->solver == NRI_NEWTON ? s->slot.newton + NRI_NEWTON_MEAN : -1;
     s->cotangent = s->slot.newton + NRI_NEWTON_SIGN;
@@ -75,6 +75,7 @@ nri_solve_begin(nri_solve *s, const bool *skip)
         s->length[b] = 1;
         s->residual[b] = NAN;
         s->wants[b] = s->improved[b] = s->finished[b] = s->failed[b] = false;
+        nri_stretch_begin(s, b);
     }
     memset(s->valid, 0, sizeof(*s->valid) * (size_t)(s->v->batch * (s->depth + 1)));
     s->asks = nri_solve_running(s) ? NRI_VALUE : NRI_NOTHING;
@@ -198,6 +199,11 @@ mix(nri_solve *s, int64_t b, int count)
     if (!weighed) {
         s->coef[b * count + index[used - 1]] = 1;
     }
+    if (used > 1) {
+        nri_stretch_measure(s, b, s->valid[b * n + ring(s, s->k + n - 1)] ? ring(s, s->k + n - 1) : index[0], ring(s, s->k));
+    }
+    s->mixed[b] = nri_mixed_norm(gram, n, s->coef + b * count, count);
+    nri_stretch_move(s, b, s->coef + b * count, count, ring(s, s->k + 1));
 }
 
 /* Copy src over dst where that is the sample's move. */
@@ -267,6 +273,8 @@ nri_iterate(nri_solve *s, int z)
         }
         else {
             s->coef[b * count + q] = 1;
+            s->mixed[b] = s->best[b];
+            nri_stretch_lose(s, b, ring(s, s->k + 1));
             rare |= s->moves[b] != KEEP || s->failed[b];
         }
     }

@@ -18,6 +18,24 @@ gram[i * ld + j] = <r_i, r_j> restricted to the n rows `index`, the newest last.
 */
 bool nri_anderson_weights(int n, const int *index, const double *gram, int ld, double *w);
 
+/* -------------------------------------------------------------------------------------------------------- stretch.c */
+
+typedef struct nri_solve nri_solve;
+
+void nri_stretch_begin(nri_solve *s, int64_t b);
+
+/* The next iterate, of ring entry `next`, is sum_i w[i] f_i over the ring's first `count` entries. */
+void nri_stretch_move(nri_solve *s, int64_t b, const double *w, int count, int next);
+
+/* The next iterate, of ring entry `next`, is none of these. */
+void nri_stretch_lose(nri_solve *s, int64_t b, int next);
+
+/* What the newest iterate, ring entry k, tells beside the older one i. */
+void nri_stretch_measure(nri_solve *s, int64_t b, int i, int k);
+
+/* |sum_i w_i r_i| */
+double nri_mixed_norm(const double *gram, int ld, const double *w, int count);
+
 /* --------------------------------------------------------------------------------------------------------- solve.c */
 
 /* Not finite so often in a row: the sample ends. */
@@ -40,7 +58,6 @@ typedef struct {
 /* What has to be fed next: f and r of the iterate, the gradient J^T v, or nothing, since all samples are finished. */
 typedef enum { NRI_NOTHING, NRI_VALUE, NRI_GRADIENT } nri_asks;
 
-typedef struct nri_solve nri_solve;
 struct nri_solve {
     /* set by the caller before nri_solve_create */
     nri_space *v;
@@ -70,6 +87,8 @@ struct nri_solve {
     bool *improved;         /* [B] the last evaluation set `best` */
     bool *finished;         /* [B] the last feed ended the sample */
     bool *failed;           /* [B] what was fed last was not finite */
+    double *mixed;          /* [B] norm of the residual that the next iterate is made with: it ends with `rate` times that */
+    double *stretch, *rate; /* [B] largest |r - r'| and |f - f'| over |z - z'| of two iterates, NaN where none were seen */
 
     /* of solve.c and newton.c alone */
     double *merit, *length, *pull;      /* [B] smallest F / D, length of the step tried, lam w / rms(z - mu) */
@@ -77,6 +96,7 @@ struct nri_solve {
     bool *wants;                        /* [B] waits for a gradient */
     bool *valid;                        /* [B][depth + 1] ring entries that may be mixed */
     double *gram;                       /* [B][depth + 1][depth + 1] */
+    double *apart;                      /* [B][depth + 1][depth + 1] of stretch.c */
     double *dots, *coef;                /* [B][the widest combination] */
     bool *mark;                         /* [B] scratch */
     uint8_t *moves;                     /* [B] what each sample does next */

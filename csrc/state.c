@@ -1,4 +1,5 @@
 /* What all phases of an inversion do with its slots and logs. */
+#include <float.h>
 #include <math.h>
 
 #include "inversion.h"
@@ -58,6 +59,33 @@ nri_begin_equation(nri_inversion *inv)
     return NRI_OK;
 }
 
+/*
+The error of a redraw from what its steps miss.  The state that a step returns is off by the residual that it is made with,
+times `rate`; the sampler takes that on, and stretches it by |A| `stretch` in each further step.  What one step has not told
+is that of the step before.
+*/
+static void
+estimate(nri_inversion *inv, int64_t b, double miss)
+{
+    const nri_solve *s = &inv->step;
+    int E = inv->sampler->evaluations;
+    double A = fabs(back_row(inv->sampler, inv->j)[0]);
+    if (inv->j == E - 1) {
+        inv->grown[b] = inv->rate[b] = inv->stretch[b] = 1;
+        inv->missed[b] = 0;
+    }
+    if (isfinite(s->stretch[b])) {
+        inv->rate[b] = s->rate[b];
+        inv->stretch[b] = s->stretch[b];
+        inv->result.growth[b] = fmax(A * s->stretch[b], isnan(inv->result.growth[b]) ? 0 : inv->result.growth[b]);
+    }
+    miss = fmax(miss * inv->rate[b], FLT_EPSILON * s->scale[b]);
+    inv->missed[b] = hypot(inv->missed[b], A * miss * inv->grown[b]);
+    inv->grown[b] *= A * inv->stretch[b];
+    double size = inv->target.scale[b];
+    inv->result.error[b] = inv->result.reason[b] == NRI_NON_FINITE ? NAN : inv->missed[b] / (size > 0 ? size : 1);
+}
+
 static void
 log_step(nri_inversion *inv, int64_t b)
 {
@@ -67,6 +95,9 @@ log_step(nri_inversion *inv, int64_t b)
     inv->result.step_nfe[at] = s->nfe[b];
     nri_reason before = inv->j == inv->sampler->evaluations - 1 ? NRI_RUNNING : inv->result.reason[b];
     inv->result.reason[b] = before > s->reason[b] ? before : s->reason[b]; /* the worse of the two */
+    if (!inv->result.measured[b]) {
+        estimate(inv, b, inv->absorbs >= 0 ? 0 : s->mixed[b]);
+    }
 }
 
 nri_status

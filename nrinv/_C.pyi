@@ -60,6 +60,8 @@ class Result(structseq[Any], tuple[Any, ...]):
     corrected: Final[Any | None]
     moved: Final[_Floats | None]
     held: Final[_Booleans | None]
+    measured: Final[_Booleans]
+    growth: Final[_Floats]
 
 @final
 class Inversion:

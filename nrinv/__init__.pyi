@@ -3,8 +3,8 @@ from ._C import Request as Request
 from ._C import Result as Result
 from ._C import Sampler as Sampler
 from ._C import reasons as reasons
-from .images import decode as decode
-from .images import encode as encode
+from .autoencoder import decode as decode
+from .autoencoder import encode as encode
 from .inversion import InversionOutput as InversionOutput
 from .inversion import load as load
 from .models import demo_images as demo_images

@@ -12,18 +12,20 @@ import torch
 from .known import control_networks, parameters, takes_any, takes_references
 
 # What the arguments of a call for several images are told by, beside the prompts.
-_COPIES = "num_images_per_prompt"
+COPIES = "num_images_per_prompt"
+# What a call says of its schedule.
+SCHEDULE = ("num_inference_steps", "timesteps", "sigmas")
 # What `invert` reads beside the pipeline's own arguments, whether the pipeline knows it or not.
 _SIZE = ("height", "width")
 
 
-def _is_prompt(name):
-    return "prompt" in name and name != _COPIES
+def is_prompt(name):
+    return "prompt" in name and name != COPIES
 
 
 def _is_image(name):
     """Control images, masks and the like.  What adapters are given is everybody's."""
-    return ("image" in name or "mask" in name) and not _is_prompt(name) and name != _COPIES and not name.startswith("ip_")
+    return ("image" in name or "mask" in name) and not is_prompt(name) and name != COPIES and not name.startswith("ip_")
 
 
 class Call(dict):
@@ -48,17 +50,14 @@ class Call(dict):
         """Raises ValueError if there are neither one nor as many prompts as images, or num_images_per_prompt of each."""
         call = cls(arguments, batch=batch, nets=control_networks(pipe), shared=takes_references(pipe))
         if call.copies < 1 or batch % call.copies:
-            raise ValueError(f"{_COPIES} must divide the {batch} images, got {call.copies!r}")
+            raise ValueError(f"{COPIES} must divide the {batch} images, got {call.copies!r}")
         call.check_prompt(call.get("prompt"))
-        for name, value in call.items():
-            tensor = name.endswith("prompt_embeds") and isinstance(value, torch.Tensor)
-            if tensor and value.shape[0] not in (1, call.entries):
-                raise ValueError(f"{name} must hold {call.entries} prompts, one for each image, got {value.shape[0]}")
+        call.check_embeds()
         return call
 
     @property
     def copies(self):
-        return self.get(_COPIES) or 1
+        return self.get(COPIES) or 1
 
     @property
     def entries(self):
@@ -74,17 +73,36 @@ class Call(dict):
             images = "one for each image" if self.copies == 1 else f"{self.copies} images each"
             raise ValueError(f"prompt must be one prompt or {self.entries}, {images}, got {len(prompt)}")
 
+    def check_embeds(self):
+        for name, value in self.items():
+            tensor = name.endswith("prompt_embeds") and isinstance(value, torch.Tensor)
+            if tensor and value.shape[0] not in (1, self.entries):
+                raise ValueError(f"{name} must hold {self.entries} prompts, one for each image, got {value.shape[0]}")
+
     def like(self, arguments, **changed):
         """A call with other arguments of the same kind."""
         return Call(arguments, **{**vars(self), **changed})
 
     def part(self, samples):
-        """The call that draws some of the images, a range of them; each has its own entries then."""
+        """The call that draws some of the images, in this order, a range or a list; each has its own entries then."""
         entries = [i // self.copies for i in samples]
         arguments = {name: self._pick(name, value, entries) for name, value in self.items()}
         if self.copies > 1:
-            arguments[_COPIES] = 1
+            arguments[COPIES] = 1
+        if "generator" in arguments:
+            arguments["generator"] = self._generators(arguments["generator"], samples)
         return self.like(arguments, batch=len(entries))
+
+    def _generators(self, generator, samples):
+        """Those of some images.  One that the images share draws for all of them together; a single image's can be given to
+        each that is made of it."""
+        if isinstance(generator, (list, tuple)) and len(generator) == self.batch:
+            picked = [generator[i] for i in samples]
+        elif self.batch == 1 and isinstance(generator, torch.Generator):
+            picked = [generator.clone_state() for _ in samples]
+        else:
+            return generator
+        return picked[0] if len(picked) == 1 else picked
 
     def split(self, size=None):
         """(samples, call) of parts of at most `size` images, all by default."""
@@ -94,11 +112,11 @@ class Call(dict):
         return [(slice(*bound), self.part(range(*bound))) for bound in bounds]
 
     def _pick(self, name, value, entries):
-        least_ndim = 2 if _is_prompt(name) or "embed" in name else 4
+        least_ndim = 2 if is_prompt(name) or "embed" in name else 4
         nested = isinstance(value, (list, tuple)) and any(isinstance(one, (list, tuple)) for one in value)
         if _is_image(name) and self.nets and isinstance(value, (list, tuple)) and not nested:
             return [self._pick_from(one, entries, least_ndim) for one in value]
-        if _is_prompt(name) or (_is_image(name) and not self.shared):
+        if is_prompt(name) or (_is_image(name) and not self.shared):
             return self._pick_from(value, entries, least_ndim)
         return value
 
@@ -114,9 +132,9 @@ class Call(dict):
         """One prompt for all becomes one for each: pipelines take the batch size from the prompt."""
         call, count = self.like(self), self.entries
         for name, value in self.items() if count > 1 else ():
-            if _is_prompt(name) and isinstance(value, str):
+            if is_prompt(name) and isinstance(value, str):
                 call[name] = [value] * count
-            elif _is_prompt(name) and isinstance(value, torch.Tensor) and value.ndim and value.shape[0] == 1:
+            elif is_prompt(name) and isinstance(value, torch.Tensor) and value.ndim and value.shape[0] == 1:
                 call[name] = value.repeat(count, *(1 for _ in value.shape[1:]))
         return call
 
@@ -124,8 +142,20 @@ class Call(dict):
         """The call with another prompt: the embeddings of the old one would win over it."""
         call = self if self.copies == 1 else self.part(range(self.batch))
         call.check_prompt(prompt)
-        kept = {name: value for name, value in call.items() if not _is_prompt(name) or name.startswith("negative")}
+        kept = {name: value for name, value in call.items() if not is_prompt(name) or name.startswith("negative")}
         return call.like({**kept, "prompt": prompt})
+
+    def to(self, device, dtype):
+        """The call with its floating-point tensors, but those of the schedule, on a device and in a dtype."""
+
+        def moved(value):
+            if isinstance(value, torch.Tensor):
+                return value.to(device, dtype if value.is_floating_point() else None)
+            if type(value) in (list, tuple):
+                return type(value)(moved(one) for one in value)
+            return {key: moved(one) for key, one in value.items()} if type(value) is dict else value
+
+        return self.like({name: value if name in SCHEDULE else moved(value) for name, value in self.items()})
 
     def kept(self):
         """What draws the image again."""

@@ -1,14 +1,15 @@
 """The demo: one image, inverted, drawn again and edited by the embedded model, with its errors and costs."""
 
+import io
 import time
 from contextlib import contextmanager
-from pathlib import Path
 
 from diffusers import DPMSolverMultistepScheduler
-from rich.progress import Progress
+from PIL import Image
 from rich.table import Table
 
-from .images import decode, encode, psnr, read_images
+from .autoencoder import decode, encode
+from .images import psnr, read_images
 from .models import CALLS, SIZE, demo_images, demo_pipeline
 from .pipeline import generate, invert
 from .plots import sheet
@@ -36,59 +37,47 @@ def network_time(pipe):
 
 def _choose(image, prompt):
     if image is not None:
-        if prompt is None:
-            raise ValueError("prompt: say what your image shows, for example --prompt 'owl, noto style'")
         return image, prompt
     chosen = next(one for one in demo_images(None) if one.name == IMAGE)
     return chosen.image, prompt or chosen.caption
 
 
-def run(model, *, image, prompt, edit, steps, out, console):
-    """Run the demo, print its tables, and write `sheet.png` and `residuals.png` into the folder `out`."""
+def run(model, *, image, prompt, edit, steps, screen):
+    """Run the demo: (lines and tables to be printed, {file name: picture}).
+
+    image: None, or with its prompt.  screen: shows what is going on, see `nrinv.cli.shell.Screen`.
+    """
     image, prompt = _choose(image, prompt)
     edit = edit or EDIT
     sampler = dict(CALLS[model])
     if steps is not None:
         sampler["num_inference_steps"] = steps
     steps, guidance = sampler["num_inference_steps"], sampler["guidance_scale"]
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
 
-    with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("load", total=None)
+    screen.phase("load")
+    pipe = demo_pipeline(model)
+    if model == "base":
+        pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+    size = {"height": SIZE, "width": SIZE}
+    target = read_images(pipe, image, **size) / 2 + 0.5  # as the pipeline sees it, [1, 3, H, W] in 0..1
+    round_trip = decode(pipe, encode(pipe, image, **size))
 
-        def count(pipe, i, t, kwargs):
-            progress.advance(task)
-            return kwargs
+    def inverted(what, **options):
+        screen.phase(what)
+        started = time.perf_counter()
+        with network_time(pipe) as calls:
+            inv = invert(pipe, image, prompt, **size, **sampler, **options)
+        inside, whole = sum(calls), time.perf_counter() - started
+        screen.phase("draw")
+        return inv, generate(pipe, inv, output_type="pt").images.float().cpu(), inside, whole - inside
 
-        def begin(what, total=None):
-            progress.reset(task, description=what, total=total)
-
-        pipe = demo_pipeline(model)
-        if model == "base":
-            pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
-        size = {"height": SIZE, "width": SIZE}
-        target = read_images(pipe, image, **size) / 2 + 0.5  # as the pipeline sees it, [1, 3, H, W] in 0..1
-        round_trip = decode(pipe, encode(pipe, image, **size))
-
-        def inverted(what, **options):
-            begin(what)
-            started = time.perf_counter()
-            with network_time(pipe) as calls:
-                inv = invert(pipe, image, prompt, callback_on_step_end=count, **size, **sampler, **options)
-            inside, whole = sum(calls), time.perf_counter() - started
-            begin("draw", steps)
-            drawn = generate(pipe, inv, callback_on_step_end=count, output_type="pt").images.float().cpu()
-            return inv, drawn, inside, whole - inside
-
+    with screen.watched(pipe):
         runs = {"naive": inverted("naive inversion", **NAIVE), "nrinv": inverted("inversion")}
         inv = runs["nrinv"][0]
-        begin("edit", steps)
-        edited = generate(pipe, inv, edit, callback_on_step_end=count, output_type="pt").images.float().cpu()
+        screen.phase("edit")
+        edited = generate(pipe, inv, edit, output_type="pt").images.float().cpu()
 
-    console.print(f"{model}, {steps} steps of {inv.scheduler}, guidance {guidance:g}: {prompt!r}, edited to {edit!r}")
-    console.print(_step_table(inv))
-    console.print(_summary_table(runs, target, round_trip))
+    title = f"{model}, {steps} steps of {inv.scheduler}, guidance {guidance:g}: {prompt!r}, edited to {edit!r}"
     pictures = {
         "image": target,
         "VAE round trip": round_trip,
@@ -96,12 +85,17 @@ def run(model, *, image, prompt, edit, steps, out, console):
         "nrinv": runs["nrinv"][1],
         f"edit: {edit}": edited,
     }
-    sheet(pictures, size=2.2).save(out / "sheet.png")
-    axes = None
+    drawn = {"sheet.png": sheet(pictures, size=2.2), "residuals.png": _residuals(runs)}
+    return [title, _step_table(inv), _summary_table(runs, target, round_trip)], drawn
+
+
+def _residuals(runs):
+    axes, buffer = None, io.BytesIO()
     for name, one in runs.items():
         axes = one[0].plot_residuals(axes, f"{name}, {one[0].nfe[0]} NFE")
-    axes.figure.savefig(out / "residuals.png", dpi=150)
-    console.print(f"pictures: {out / 'sheet.png'}, {out / 'residuals.png'}")
+    axes.figure.savefig(buffer, dpi=150)
+    with Image.open(buffer) as picture:
+        return picture.convert("RGB")
 
 
 def _step_table(inv):

@@ -8,7 +8,7 @@ import types
 from dataclasses import dataclass
 from typing import Any
 
-from .known import OPTIONAL_METHODS
+from .known import OPTIONAL_METHODS, check_methods
 
 # ----------------------------------------------------------------------------------------------------------------- outcomes
 
@@ -43,6 +43,13 @@ class Unfollowed:
     """The pipeline does not do what it is asked to do in this order."""
 
     why: str
+
+
+@dataclass(frozen=True)
+class Returned:
+    """The pipeline's call has come to its end.  output: what it has returned."""
+
+    output: Any = None
 
 
 class Left(BaseException):
@@ -99,6 +106,7 @@ class Derived:
         return object.__new__(cls if scheduler is None else _derive(cls, type(scheduler)))
 
     def __init__(self, inner):
+        check_methods(inner)
         self._inner = inner
         self.__dict__.update(vars(copy.deepcopy(inner)))
         self.stepped, self.entered, self._disturbed, self._thread = 0, False, False, threading.get_ident()

@@ -6,11 +6,11 @@ import diffusers
 import numpy as np
 
 from .compaction import compaction
-from .derived import Left, Relayout, Repeat, Slice, Unfollowed
-from .images import image_size
+from .derived import Left, Relayout, Repeat, Returned, Slice, Unfollowed
+from .evidence import Counters, doubts
 from .inverse import InverseScheduler
 from .known import parameters
-from .layout import learn_layout
+from .layout import image_size, learn_layout
 from .session import RandomState, gradients, kept_processors, replaced
 
 
@@ -19,7 +19,7 @@ class Driver:
 
     target: the latents [B, ...] that are worked on.  call: the pipeline's arguments, the prompt among them.  generator: as
     the pipeline takes it.  size: height and width of the image in pixels, as far as they are known.
-    evaluations: how often the network has been called so far.
+    evaluations: how often the network has been called so far.  doubts: what may make a call another map than the one before.
     """
 
     def __init__(self, pipe, target, call, generator, size=(None, None)):
@@ -32,14 +32,17 @@ class Driver:
         self.call = call.like({**call, **missing})
         self.arguments = self.call.spread().for_pipeline(pipe)
         self.random = RandomState(generator)
+        self.doubts = doubts(pipe, self.call)
+        self.counters = Counters(self.doubts)
         self.evaluations = 0
 
     def run(self, scheduler, start, *, with_gradients=False):
-        """One call of the pipeline: the outcome with which the scheduler has left it, None if it has returned by itself."""
+        """One call of the pipeline: the outcome with which the scheduler has left it, `Returned` if none did."""
         pipe, known = self.pipe, parameters(self.pipe)
         own = {"latents": start, "generator": self.generator, "output_type": "latent", "return_dict": True}
         own = {name: value for name, value in own.items() if name in known}
         self.random.restore()
+        self.counters.restore()
         with (
             replaced(pipe, scheduler=scheduler),
             kept_processors(pipe),
@@ -47,7 +50,7 @@ class Driver:
             compaction(pipe, lambda: getattr(scheduler, "active", None)),
         ):
             try:
-                call_pipe(**{**self.arguments, **own, **self._watched(scheduler)})
+                return Returned(call_pipe(**{**self.arguments, **own, **self._watched(scheduler)}))
             except Left as left:
                 scheduler.check_alone()
                 pipe.maybe_free_model_hooks()  # what the pipeline does after its loop
@@ -55,7 +58,7 @@ class Driver:
             finally:
                 self.evaluations += scheduler.stepped
                 scheduler.stepped, scheduler.entered = 0, False
-        return None
+                self.counters.restore()
 
     def _watched(self, scheduler):
         """The callback with an eye on it: one that changes the call does so at some index of the loop."""
@@ -101,7 +104,7 @@ class Driver:
                 if not doubtful:
                     raise
                 return Unfollowed(f"its loop raised IndexError: {error}")
-            if outcome is None:
+            if isinstance(outcome, Returned):
                 if getattr(self.pipe, "interrupt", False):
                     raise RuntimeError("pipe: its loop was interrupted before the inversion was done")
                 outcome = scheduler.returned()

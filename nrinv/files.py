@@ -8,6 +8,7 @@ import json
 import os
 import re
 import secrets
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -103,17 +104,25 @@ def write(path: Any, tensors: dict[str, torch.Tensor], text: str) -> None:
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     data = write_tensors(tensors, {"format": FORMAT, "nrinv": text, "sha256": _NO_DIGEST})
     before, digest, after = signed(data, data.index(_DIGEST.format(_NO_DIGEST).encode()))
+    replace_file(path, (before, digest.encode(), after))
+
+
+def replace_file(path: Any, parts: Any) -> None:
+    """Write a file of these bytes, one after another; it is written beside `path` and renamed when it is complete.
+
+    Raises OSError where the file system does not take it, and leaves what was there.
+    """
     target = Path(os.path.realpath(path))  # what a symbolic link points to
     if target.exists() and not target.is_file():  # a device is written to; a folder is refused
         with open(target, "wb") as file:
-            file.writelines((before, digest.encode(), after))
+            file.writelines(parts)
         return
     beside = target.with_name(f".nrinv-{secrets.token_hex(8)}")
     try:
         with open(beside, "xb") as file:
             if target.exists():
                 os.fchmod(file.fileno(), target.stat().st_mode & 0o777)
-            file.writelines((before, digest.encode(), after))
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, target)
@@ -144,6 +153,12 @@ ARGUMENT = {
         "tensor": {"$ref": "#/$defs/name"},
         "array": {"$ref": "#/$defs/name"},
         "image": {"$ref": "#/$defs/name"},
+        "generator": {
+            "type": "object",
+            "required": ["device", "state"],
+            "additionalProperties": False,
+            "properties": {"device": {"enum": ["cpu", "cuda", "mps", "xpu"]}, "state": {"$ref": "#/$defs/name"}},
+        },
     },
 }
 # The name of a tensor of the file that an argument is.
@@ -183,6 +198,8 @@ def _packed(name, value, tensors):
     if isinstance(value, Image.Image):
         value = value if value.mode in _MODES else value.convert("RGB")
         return {"image": _kept(name, torch.from_numpy(np.array(value)), tensors)}
+    if isinstance(value, torch.Generator):
+        return {"generator": {"device": value.device.type, "state": _kept(name, value.get_state(), tensors)}}
     if isinstance(value, (torch.Tensor, np.ndarray)):
         kind = "tensor" if isinstance(value, torch.Tensor) else "array"
         return {kind: _kept(name, torch.as_tensor(value), tensors)}
@@ -215,11 +232,24 @@ def unpack(packed, take, device):
         return value
     if kind == "tensor":
         return take(value).to(device)
+    if kind == "generator":
+        return _generator(value["device"], take(value["state"]))
     try:
         array = take(value).numpy()
         return Image.fromarray(array) if kind == "image" else array
     except (TypeError, KeyError) as error:
         raise ValueError(f"{value} is no {kind}: {error}") from error
+
+
+def _generator(device, state):
+    """A generator in that state; None, with a warning, on a machine without such a device."""
+    if device != "cpu" and not (hasattr(torch, device) and getattr(torch, device).is_available()):
+        warnings.warn(f"what the pipeline drew from a generator on {device} cannot be drawn again without one", stacklevel=2)
+        return None
+    try:
+        return torch.Generator(device).set_state(state)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"a generator on {device}: {error}") from error
 
 
 def plain(value):

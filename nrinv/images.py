@@ -1,35 +1,37 @@
-"""Between images and the latents a pipeline samples in."""
+"""What an input is: images, videos and masks of every kind, or latents, as pixels in one range and of one size."""
 
 import inspect
 import math
+import os
 import re
 import warnings
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from numbers import Integral
 
 import numpy as np
 import torch
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import PIL_INTERPOLATION
-from PIL import Image, ImageColor, ImageOps
+from PIL import Image, ImageColor, ImageOps, ImageSequence
 
 from .known import (
+    FRAMES,
+    MASKS,
     autoencoder,
     channels,
-    has_frames,
-    latent_channels,
+    draws_videos,
     network,
     packs,
     parameters,
     scale_factor,
-    takes_patches,
+    slices,
+    takes_alpha,
+    takes_references,
 )
-from .layout import pack, unpack
-from .session import without_gradients
 
 IMAGE_TYPES = "a PIL image, a NumPy array [H, W, 3], a tensor [3, H, W], a path, a list of these, or latents"
+# Formats of moving pictures; others hold several images for other reasons, such as a preview.
+_ANIMATED = ("GIF", "PNG", "WEBP", "AVIF")
 # What is not yet out of a range: rounding, and the overshoot of filters.
 _TOLERANCE = 1e-3
 # The ranges that numbers may be meant in, by what holds them: the first that holds them all.  Pillow's "I" and "F" are in
@@ -50,7 +52,7 @@ _RANGES = {
 
 @dataclass(frozen=True)
 class Source:
-    """What is to be inverted, B of them: pixels [B, 3, H, W] in -1..1, or latents if they are `encoded`."""
+    """What is to be inverted, B of them: pixels [B, 3, H, W] in -1..1, of videos [B, F, 3, H, W]; latents if `encoded`."""
 
     tensor: torch.Tensor
     encoded: bool = False
@@ -67,8 +69,13 @@ class Source:
         return (None, None) if self.encoded else tuple(self.tensor.shape[-2:])
 
     @property
+    def frames(self):
+        """Of a video, None for all else."""
+        return self.tensor.shape[1] if self.tensor.ndim == 5 and not self.encoded else None
+
+    @property
     def image(self):
-        """What pipelines take as `image`: pixels in 0..1, or the latents."""
+        """What pipelines take as `image` or `video`: pixels in 0..1, or the latents."""
         return self.tensor if self.encoded else self.tensor / 2 + 0.5
 
 
@@ -88,25 +95,43 @@ class _Numbers:
         return self.values.shape[1] in (2, 4)
 
 
-def _opened(image, name="image"):
-    """A path or a PIL image as a PIL image, upright; what else there is, as it is."""
-    if not isinstance(image, (str, Path, Image.Image)):
+def _opened(image, name="image", film=False):
+    """A path or a PIL image as a PIL image, upright; what else there is, as it is.
+
+    film: whether all frames are wanted of what is animated, as a list.  If not, a PIL image is the frame it is at, and an
+    animated file is refused.
+    """
+    if not isinstance(image, (str, os.PathLike, Image.Image)):
         return image
     try:
         if isinstance(image, Image.Image):
-            return ImageOps.exif_transpose(image)
+            return _upright(image, film)
         with Image.open(image) as opened:
-            return ImageOps.exif_transpose(opened)
-    except OSError as error:
+            if not film and _moves(opened):
+                raise ValueError(f"it has {opened.n_frames} frames; open it and seek the one that is meant")
+            return _upright(opened, film)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{name}: {str(image)!r} cannot be read as an image: {error}") from error
+
+
+def _moves(image):
+    return getattr(image, "is_animated", False) and image.format in _ANIMATED
+
+
+def _upright(image, film):
+    if film and _moves(image):
+        return [ImageOps.exif_transpose(frame) for frame in ImageSequence.Iterator(image)]
+    turned = ImageOps.exif_transpose(image)
+    turned.load()  # while its file is open, and while errors are caught
+    return turned
 
 
 def _tensor(image):
     """An array or a tensor as a tensor; None if it holds no numbers."""
     if isinstance(image, torch.Tensor):
-        return None if image.is_complex() else image
+        return None if image.is_complex() or image.is_meta else image.detach()
     if image.dtype.kind == "f":
-        return torch.from_numpy(np.ascontiguousarray(image, np.float32))
+        return torch.from_numpy(np.array(image, np.float32))  # a copy: torch warns of what is read-only
     if image.dtype.kind not in "biu":
         return None
     return torch.from_numpy(np.array(image, image.dtype.newbyteorder("=")))
@@ -135,6 +160,10 @@ def _from_pil(image, background):
         return replace(_from_array(grey), kind=kind, smooth=True)
     if not image.has_transparency_data:
         return image.convert("RGB")
+    return _composed(image, background)
+
+
+def _composed(image, background):
     image = image.convert("LA") if image.mode == "La" else image
     return Image.alpha_composite(Image.new("RGBA", image.size, (*background, 255)), image.convert("RGBA")).convert("RGB")
 
@@ -146,23 +175,25 @@ def _from_array(array):
         raise ValueError(_not_numbers(array.dtype))
     values = values[..., None] if values.ndim == 2 else values
     values = values[None] if values.ndim == 3 else values
-    if values.ndim != 4 or values.shape[-1] not in (1, 2, 3, 4):
-        raise ValueError(f"image must be an array [H, W, 3] or [B, H, W, 3], got shape {array.shape}")
+    if values.ndim != 4 or values.shape[-1] not in (1, 2, 3, 4) or not len(values):
+        hint = "; channels come last in arrays, first in tensors" if 3 in array.shape[:2] else ""
+        raise ValueError(f"image must be an array [H, W, 3] or [B, H, W, 3], got shape {array.shape}{hint}")
     return _Numbers(values.permute(0, 3, 1, 2), _kind(values))
 
 
 def _from_tensor(pipe, image):
     """[C, H, W] or [B, C, H, W]"""
-    shape = tuple(image.shape)
-    if image.ndim > 4:
-        raise ValueError(f"image: latents of {type(pipe).__name__} cannot have shape {shape}, and a video cannot be encoded")
-    if image.ndim < 3:
+    shape, values = tuple(image.shape), _tensor(image)
+    if values is None:
+        raise ValueError(_not_numbers("a tensor without values" if image.is_meta else _kind(image)))
+    if not 3 <= values.ndim <= 4 or not len(values):
         raise ValueError(f"image must be a tensor [3, H, W] or [B, 3, H, W], got shape {shape}")
-    image = image if image.ndim == 4 else image[None]
-    if image.shape[1] not in (1, 2, 3, 4):
+    values = values if values.ndim == 4 else values[None]
+    if values.shape[1] not in (1, 2, 3, 4):
         others = " or ".join(map(str, sorted(channels(pipe) - {3})))
-        raise ValueError(f"image must have 3 channels, or {others} if it is latents, got shape {tuple(image.shape)}")
-    return _Numbers(image, _kind(image))
+        hint = "; channels come last in arrays, first in tensors" if shape[-1] == 3 else ""
+        raise ValueError(f"image must have 3 channels, or {others} if it is latents, got shape {shape}{hint}")
+    return _Numbers(values, _kind(values))
 
 
 def _not_numbers(kind):
@@ -200,7 +231,7 @@ def _judged(numbers, value_range):
     for kind in {one.kind for one in numbers}:
         same = [one for one in numbers if one.kind == kind]
         if value_range is None and kind not in _RANGES:
-            raise ValueError(f"{_not_numbers(kind)}; nrinv.encode takes others with value_range=(low, high)")
+            raise ValueError(f"{_not_numbers(kind)}; give others with value_range=(low, high)")
         allowed = (value_range,) if value_range is not None else _RANGES[kind]
         if value_range is None and kind == "float" and any(one.has_alpha for one in same):
             allowed = ((0, 1),)
@@ -211,7 +242,7 @@ def _judged(numbers, value_range):
             told = " or ".join(f"{low:g}..{high:g}" for low, high in allowed)
             what = {"float": "floats" if len(allowed) > 1 else "floats with alpha"}.get(kind, f"numbers of {kind}")
             condition = "as value_range says" if value_range is not None else f"if it holds {what}"
-            hint = "" if value_range is not None else "; nrinv.encode takes others with value_range=(low, high)"
+            hint = "" if value_range is not None else "; give others with value_range=(low, high)"
             raise ValueError(f"image must be in {told} {condition}, got {bounds[0]:g}..{bounds[1]:g}{hint}")
     return ranges
 
@@ -233,7 +264,8 @@ def _resized(pixels, height, width, resample):
     if tuple(pixels.shape[-2:]) == (height, width):
         return pixels
     planes = [Image.fromarray(plane).resize((width, height), resample) for plane in pixels.flatten(0, 1).numpy()]
-    return torch.from_numpy(np.stack([np.asarray(plane) for plane in planes])).reshape(-1, 3, height, width).clamp(0, 1)
+    planes = torch.from_numpy(np.stack([np.asarray(plane) for plane in planes]))
+    return planes.reshape(*pixels.shape[:2], height, width).clamp(0, 1)
 
 
 def _color(background):
@@ -259,40 +291,6 @@ def _check_range(value_range):
     return tuple(value_range)
 
 
-@contextmanager
-def _vae_precision(vae):
-    """The dtype to run the VAE in: float32 where its configuration says that half precision overflows."""
-    dtype = vae.dtype
-    upcast = bool(vae.config.get("force_upcast")) and dtype == torch.float16
-    try:
-        yield vae.to(torch.float32).dtype if upcast else dtype
-    finally:
-        if upcast:
-            vae.to(dtype)
-
-
-def _statistics(vae, like):
-    """(mean, std) with (z - mean) / std the latents the network sees: diffusers' three conventions in one."""
-    config = vae.config
-    scaling = config.get("scaling_factor") or 1.0
-    if hasattr(vae, "bn"):  # Flux.2 keeps the statistics of 2 x 2 patches in a layer of batch normalisation
-        mean, variance = (x.float().reshape(1, -1, 1, 1) for x in (vae.bn.running_mean, vae.bn.running_var))
-        return mean.to(like.device), (variance + config["batch_norm_eps"]).sqrt().to(like.device)
-    mean, std = config.get("latents_mean"), config.get("latents_std")
-    if mean is None or std is None:
-        return config.get("shift_factor") or 0.0, 1.0 / scaling
-    shape = (1, -1) + (1,) * (like.ndim - 2)
-    mean, std = (torch.tensor(x, dtype=torch.float32, device=like.device).reshape(shape) for x in (mean, std))
-    return mean, std / scaling
-
-
-def _vae(pipe):
-    vae = autoencoder(pipe)
-    if vae is None:
-        raise ValueError(f"image: {type(pipe).__name__} has no autoencoder; give latents")
-    return vae
-
-
 def _check_dense(name, given):
     """Most operations are not there for sparse and nested tensors, a meta tensor holds nothing, an empty one no range."""
     for one in given if isinstance(given, (list, tuple)) else [given]:
@@ -309,28 +307,34 @@ def _draws_pixels(pipe):
 
 
 def _as_latents(pipe, given):
-    """A tensor as latents [B, ...] if it may be that by its shape, of one image or of several; None if not."""
-    possible, shape = channels(pipe), given.shape
-    if given.ndim == 3 and shape[0] in possible - {3} and not packs(pipe):
+    """A tensor as latents [B, ...] if it may be that by its shape, of one sample or of several; None if not."""
+    possible, shape, film = channels(pipe), given.shape, draws_videos(pipe)
+    if given.ndim == 3 and shape[0] in possible - {3} and not packs(pipe) and not film:
         return given[None]
-    if given.ndim > 4:  # [B, C, F, h, w], or [B, F, C, h, w]
-        return given if shape[1] != 3 or shape[2] in possible else None
-    if given.ndim == 4:
-        fits = _draws_pixels(pipe) if shape[1] == 3 else shape[1] in possible or not possible
+    if given.ndim > 4:  # [B, C, F, h, w], [B, F, C, h, w], [B, F, h, w, C]; JoyImage has an axis of images too
+        fits = bool({shape[1], shape[2], shape[-1]} & possible or not possible)
+    elif given.ndim == 4:
+        fits = not film and (_draws_pixels(pipe) if shape[1] == 3 else shape[1] in possible or not possible)
     elif packs(pipe):
         fits = given.ndim == 3 and shape[-1] in possible
     else:  # rows of patches, or sound
-        fits = given.ndim == 3 and shape[0] != 3 and bool({shape[1], shape[-1]} & possible or not possible)
+        fits = given.ndim == 3 and not film and shape[0] != 3 and bool({shape[1], shape[-1]} & possible or not possible)
     return given if fits else None
+
+
+def _pixel_channels(pipe, shape):
+    """How many channels pixels of this shape would have; None if it is no shape of pixels."""
+    axis = {3: 0, 4: 1, 5: 2 if draws_videos(pipe) else None}.get(len(shape))
+    return shape[axis] if axis is not None and 1 <= shape[axis] <= 4 else None
 
 
 def _guessed_latents(pipe, given):
     """A tensor as latents if it is that by its shape, and by its values where an image may have the shape too."""
-    if not isinstance(given, torch.Tensor) or not given.is_floating_point():
+    if not isinstance(given, torch.Tensor) or not given.is_floating_point() or given.is_meta:
         return None
     latents, shape = _as_latents(pipe, given), tuple(given.shape)
-    count = shape[1] if given.ndim > 3 else shape[0] if given.ndim == 3 else 0
-    if latents is None or not 1 <= count <= 4 or (given.ndim > 4 and count != 3) or not torch.isfinite(given).all():
+    count = _pixel_channels(pipe, shape)
+    if latents is None or count is None or not torch.isfinite(given).all():
         return latents
     low = -1 if count == 3 and not _draws_pixels(pipe) else 0
     if not _within(_bounds([given]), low, 1):
@@ -339,13 +343,15 @@ def _guessed_latents(pipe, given):
         return None
     raise ValueError(
         f"image must hold either images or latents, and a tensor of shape {shape} in {low}..1 may be both for "
-        f"{type(pipe).__name__}; give latents as latents=, and an image to nrinv.encode with value_range=({low}, 1)"
+        f"{type(pipe).__name__}; give latents as latents=, and an image with value_range=({low}, 1)"
     )
 
 
 def _batch_of(latents, name):
     if len({tuple(one.shape[1:]) for one in latents}) > 1:
         raise ValueError(f"{name} must hold latents of one shape, got {sorted({tuple(one.shape[1:]) for one in latents})}")
+    if not sum(map(len, latents)):
+        raise ValueError(f"{name} must hold latents of at least one sample, got shape {tuple(latents[0].shape)}")
     if not all(torch.isfinite(one).all() for one in latents):
         raise ValueError(f"{name} must be finite, got NaN or infinity")
     return Source(torch.cat(latents), encoded=True)
@@ -419,23 +425,63 @@ def read_source(
         if image is not None:
             raise ValueError("latents: give either image or latents, got both")
         return _given_latents(pipe, latents)
-    images = list(image) if isinstance(image, (list, tuple)) else [image]
-    if not images:
+    for name, n in (("height", height), ("width", width)):
+        if n is not None and (not isinstance(n, Integral) or n < 1):
+            raise ValueError(f"{name} must be a whole number of pixels of at least 1, got {n!r}")
+    given = list(image) if isinstance(image, (list, tuple)) else [image]
+    if not given:
         raise ValueError("image must hold at least one image, got an empty list")
     background, value_range = _color(background), None if value_range is None else _check_range(value_range)
-    encoded = [None if value_range else _guessed_latents(pipe, one) for one in images]
+    encoded = [None if value_range else _guessed_latents(pipe, one) for one in given]
     if any(one is not None for one in encoded):
         if any(one is None for one in encoded) or len({tuple(one.shape[1:]) for one in encoded}) > 1:
             raise ValueError("image must hold either images or latents of one shape, got a mixture")
         return _batch_of(encoded, "image")
-    return Source(_pixels(pipe, images, height, width, value_range, background, checked), encoded=_draws_pixels(pipe))
+    videos = _videos(image) if draws_videos(pipe) else None
+    images = [_still(pipe, one) for one in given] if videos is None else [frame for video in videos for frame in video]
+    each = _pixels(pipe, images, height, width, value_range, background, checked)
+    pixels = torch.cat(each)
+    if videos is not None:
+        rows = iter(each)
+        counts = [sum(len(next(rows)) for _ in video) for video in videos]
+        if len(set(counts)) > 1 or 0 in counts:
+            raise ValueError(f"image: all videos must have one number of frames, at least 1, got {counts}")
+        pixels = pixels.unflatten(0, (len(videos), -1))
+    # another layout takes other kernels, which round differently
+    return Source(pixels.contiguous(), encoded=_draws_pixels(pipe))
+
+
+def _ndim(image):
+    return image.ndim if isinstance(image, (np.ndarray, torch.Tensor)) else None
+
+
+def _still(pipe, image):
+    """What is an image or several, and no video."""
+    image = _opened(image)
+    if isinstance(image, (list, tuple)) or _ndim(image) == 5:
+        what = "a list in a list" if isinstance(image, (list, tuple)) else f"shape {tuple(image.shape)}"
+        raise ValueError(f"image: {type(pipe).__name__} draws images, not videos, and its latents are none such; got {what}")
+    return image
+
+
+def _videos(image):
+    """Lists of frames, one for each video; an entry may hold several frames."""
+    image = _opened(image, film=True)
+    if not isinstance(image, (list, tuple)):
+        return [[one] for one in image] if _ndim(image) == 5 else [[image]]
+    frames = [_opened(one, film=True) for one in image]
+    if any(isinstance(one, (list, tuple)) or (_ndim(one) or 0) > 3 for one in frames):
+        return [video for one in frames for video in _videos(one)]
+    return [frames]
 
 
 def _pixels(pipe, images, height, width, value_range, background, checked):
+    """Pixels [n, 3, H, W] in -1..1 of each of the images, all of one size and judged together."""
     pictures = [_picture(pipe, one, background) for one in images]
     ranges = _judged([one for one in pictures if isinstance(one, _Numbers)], value_range)
-    processor = getattr(pipe, "image_processor", None)
-    if not isinstance(processor, VaeImageProcessor):  # some call CLIP's by that name
+    processor = getattr(pipe, "video_processor" if draws_videos(pipe) else "image_processor", None)
+    usable = isinstance(processor, VaeImageProcessor) and processor.config.get("do_resize")  # CLIP's has the name too
+    if not usable:
         processor = VaeImageProcessor(vae_scale_factor=scale_factor(pipe))
     multiple = _multiple(pipe, processor.config.get("vae_scale_factor") or 1, checked)
     pixels = []
@@ -453,116 +499,21 @@ def _pixels(pipe, images, height, width, value_range, background, checked):
         raise ValueError(f"image: all images must have one size, got {sorted(sizes)}; give height and width to resize them")
     if height is None and width is None:
         _warn_of_size(pipe, *pixels[0].shape[-2:])
-    # another layout takes other kernels, which round differently
-    return torch.cat([one.to(pixels[0].device) for one in pixels]).contiguous()
+    return [one.to(pixels[0].device) for one in pixels]
+
+
+def frames_of(pipe, frames, arguments):
+    """{the name that the call has for it: how many frames are drawn}.  Raises ValueError if `arguments` say otherwise."""
+    name = next((one for one in FRAMES if one in parameters(pipe)), None)
+    given = arguments.get(name)
+    if given not in (None, frames):
+        raise ValueError(f"{name} must be {frames}, the frames of the video, got {given!r}")
+    return {} if name is None else {name: frames}
 
 
 def read_images(pipe, image, *, height=None, width=None):
-    """`image`, as in `encode`, as one tensor: pixels [B, 3, H, W] in -1..1, or latents if that is what it holds."""
+    """`image`, as in `encode`, as one tensor: pixels as in `Source`, or latents if that is what it holds."""
     return read_source(pipe, image, height=height, width=width).tensor
-
-
-def image_size(pipe, latents, *, height=None, width=None):
-    """{"height": ..., "width": ...} of the image that `latents` stand for, as far as that can be known."""
-    if height is None and width is None and latents.ndim > 3:
-        height, width = (n * scale_factor(pipe) * (2 if takes_patches(pipe) else 1) for n in latents.shape[-2:])
-    known = parameters(pipe)
-    return {name: n for name, n in (("height", height), ("width", width)) if n is not None and name in known}
-
-
-@without_gradients
-def encode(
-    pipe: Any,
-    image: Any = None,
-    *,
-    latents: Any = None,
-    height: int | None = None,
-    width: int | None = None,
-    value_range: tuple[float, float] | None = None,
-    background: Any = "white",
-) -> torch.Tensor:
-    """The latents [B, ...] that `pipe` would draw `image` from, as its `latents=` takes them, in its dtype, on its device.
-
-    image: PIL image, path, NumPy array [H, W, C] or [B, H, W, C], tensor [C, H, W] or [B, C, H, W], or a list of these.
-    C is 3 for colours, 1 for grey (arrays [H, W] too), and one more with alpha.
-
-    - bool, uint8 and uint16 are scaled by their range; PIL images of 8 bits and of mode I;16 too.
-    - Floats are in 0..1, or in -1..1 if any of them, in any image of the list, is below -0.001; with alpha, in 0..1.
-    - PIL images of mode I are in 0..255, or in 0..65535 if any number is greater; those of mode F are in the first of 0..1,
-      -1..1, 0..255 and 0..65535 that holds them all.
-    - value_range=(low, high) says what arrays, tensors and the modes I, I;16 and F are in, and ends the guessing: no tensor
-      is taken for latents then.
-    - Alpha is composed on `background`: a colour's name, "#rrggbb" or (r, g, b) in 0..255.
-    - A PIL image, or a file, whose EXIF data say which side is up is turned that way.
-
-    Latents pass unchanged: [B, C, h, w], [B, C, F, h, w] for videos, or packed [B, N, C] where the pipeline packs them
-    (Flux, Qwen-Image, LTX).  `latents=` says that they are that.  As `image`, a tensor of floats is latents if it has their
-    channels.  If an image may have its shape too, it is refused where its numbers may be an image's: 4 channels, or 1, in
-    0..1 (latents of SD have 4), 3 in -1..1.  Give it as `latents=` then, or with its `value_range`.
-    height, width: pixels to resize to; by default the image's own size.  Both are rounded down to what the pipeline takes, a
-    multiple of its image processor's factor and of its patches.  Without them, more than twice the model's own size is a
-    UserWarning.
-
-    The mode of the VAE's posterior is taken, not a sample: inversion wants the same latents every time.
-    Raises ValueError for anything else, for an empty list, for images of different sizes, for NaN, and for images where the
-    pipeline has no autoencoder.
-    """
-    given = {"value_range": value_range, "background": background}
-    return encode_source(pipe, read_source(pipe, image, latents=latents, height=height, width=width, **given))
-
-
-def encode_source(pipe, source, rounds=0):
-    """`encode` for what `read_source` returns; rounds: of z + encode(x) - encode(decode(z)), as the autoencoder allows."""
-    if source.encoded:
-        return source.tensor.to(device=pipe._execution_device, dtype=network(pipe).dtype)
-    pixels = source.tensor
-    encoded = z = encode_pixels(pipe, pixels)
-    for _ in range(rounds):
-        again = decode(pipe, z, height=pixels.shape[-2], width=pixels.shape[-1]) * 2 - 1
-        z = (z.float() + encoded.float() - encode_pixels(pipe, again).float()).to(z.dtype)
-    return z
-
-
-def encode_pixels(pipe, pixels):
-    """`encode` for pixels [B, 3, H, W] in -1..1."""
-    device, dtype = pipe._execution_device, network(pipe).dtype
-    vae = _vae(pipe)
-    with _vae_precision(vae) as vae_dtype:
-        pixels = pixels.to(device=device, dtype=vae_dtype)
-        encoded = vae.encode(pixels[:, :, None] if has_frames(vae) else pixels)
-    z = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded[0]
-    z = _patches(pipe, z.float())
-    mean, std = _statistics(vae, z)
-    z = ((z - mean) / std).to(dtype)
-    return pack(pipe, z, *pixels.shape[-2:]) if packs(pipe) and not takes_patches(pipe) else z
-
-
-def _patches(pipe, z):
-    return pipe._patchify_latents(z) if takes_patches(pipe) else z
-
-
-@without_gradients
-def decode(pipe: Any, latents: torch.Tensor, *, height: int | None = None, width: int | None = None) -> torch.Tensor:
-    """The images [B, 3, H, W] in 0..1, float32, that the autoencoder of `pipe` makes of `latents`, laid out as in `encode`.
-
-    height, width: pixels of the image, needed where latents are packed.
-    Raises ValueError if they are needed and missing.
-    """
-    return draw_pixels(pipe, latents, height=height, width=width).clamp(0, 1)
-
-
-def draw_pixels(pipe, latents, *, height=None, width=None):
-    """`decode` with gradients, and beyond 0..1 where the autoencoder goes beyond."""
-    vae = _vae(pipe)
-    if latents.ndim == 3:
-        latents = unpack(pipe, latents, height, width)
-    mean, std = _statistics(vae, latents)
-    with _vae_precision(vae) as dtype:
-        z = latents.float() * std + mean
-        z = pipe._unpatchify_latents(z) if takes_patches(pipe) else z
-        pixels = vae.decode(z.to(device=pipe._execution_device, dtype=dtype), return_dict=False)[0].float()
-    pixels = pixels[:, :, 0] if pixels.ndim == 5 else pixels
-    return pixels / 2 + 0.5
 
 
 _MASKS = (
@@ -600,6 +551,74 @@ def read_mask(mask_image):
     return (mask.float() / high).clamp(0, 1)[None, None]
 
 
+def read_arguments(pipe, arguments, size=(None, None)):
+    """The arguments of a pipeline's call with the user's own images and masks as `encode` and `read_mask` read them.
+
+    The image that an img2img pipeline goes on from becomes a tensor [B, 3, H, W] in 0..1 of the size (height, width) that is
+    drawn, its mask one [B, 1, H, W]; other images, such as ControlNet's, PIL images of 8 bits in their own size.  Tensors of
+    floating-point numbers are left as they are: they may be the pipeline's latents.
+    """
+    size = tuple(n or arguments.get(name) for n, name in zip(size, ("height", "width"), strict=True))
+    # pipelines crop PIL images only
+    goes_on = slices(pipe) and not takes_references(pipe) and arguments.get("padding_mask_crop") is None
+    read = {}
+    for name, value in arguments.items():
+        if name in MASKS or _holds_floats(value):
+            continue
+        if name == "image" and goes_on and value is not None:
+            read[name] = read_source(pipe, value, height=size[0], width=size[1], checked=True).image
+            size = tuple(read[name].shape[-2:])
+        else:
+            read[name] = _shown(pipe, name, value)
+    for name in MASKS:
+        value = arguments.get(name)
+        if value is not None and not (_holds_floats(value) and _ndim(value) != 2):
+            read[name] = _masks(value, size) if goes_on else _drawn_masks(value)
+    return {**arguments, **read}
+
+
+def _holds_floats(value):
+    if isinstance(value, (list, tuple)):
+        return bool(value) and all(_holds_floats(one) for one in value)
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
+
+
+def _shown(pipe, name, value):
+    """PIL images, and paths of what is called an image, as PIL images of 8 bits, upright and without alpha."""
+    if isinstance(value, (list, tuple)):
+        shown = [_shown(pipe, name, one) for one in value]
+        return value if all(one is own for one, own in zip(shown, value, strict=True)) else shown
+    is_path = isinstance(value, (str, os.PathLike)) and "image" in name and "prompt" not in name
+    if not is_path and not isinstance(value, Image.Image):
+        return value
+    image = _opened(value, name)
+    if _grey_of_pil(image) is not None:
+        grey = _from_pil(image, ())
+        pixels = _scaled(grey, *_judged([grey], None)[grey.kind], (255, 255, 255))
+        return Image.fromarray((pixels[0] * 255).round().byte().permute(1, 2, 0).numpy())
+    return _composed(image, (255, 255, 255)) if image.has_transparency_data and not takes_alpha(pipe) else image
+
+
+def _each_mask(value):
+    several = isinstance(value, (list, tuple)) and not all(isinstance(one, (int, float, list)) for one in value)
+    return [read_mask(one) for one in (value if several or (_ndim(value) or 0) == 4 else [value])]
+
+
+def _masks(value, size):
+    """Masks [B, 1, H, W], of the size that is drawn if it is known."""
+    masks = _each_mask(value)
+    if None not in size:
+        masks = [_resized(one, *size, Image.Resampling.LANCZOS) for one in masks]
+    if len({one.shape for one in masks}) > 1:
+        raise ValueError(f"{_MASKS}; got several of different sizes")
+    return torch.cat(masks)
+
+
+def _drawn_masks(value):
+    masks = [Image.fromarray((one[0, 0] * 255).round().byte().numpy()) for one in _each_mask(value)]
+    return masks if isinstance(value, (list, tuple)) and len(masks) > 1 else masks[0]
+
+
 def _drawn(image):
     """What a mask is drawn in: alpha if that differs from place to place, else grey."""
     grey = _grey_of_pil(image)
@@ -615,19 +634,6 @@ def _drawn(image):
     if seen.min() != seen.max():
         raise ValueError(f"{_MASKS}; got an image in which both grey and alpha differ from place to place")
     return alpha
-
-
-def mask_like(pipe, mask_image, latents, height, width):
-    """A mask laid out as `latents` [B, ...] are, 1 where the image may change, from one [H, W] in pixels.
-
-    height, width: of the image, needed where latents are packed.
-    """
-    mask, packed = read_mask(mask_image), latents.ndim == 3
-    size = [n // scale_factor(pipe) for n in (height, width)] if packed else latents.shape[-2:]
-    mask = torch.nn.functional.interpolate(mask, size=tuple(size), mode="area")
-    if packed:
-        return pack(pipe, mask.expand(1, latent_channels(_vae(pipe)), *size).contiguous(), height, width)
-    return mask[:, :, None] if latents.ndim == 5 else mask
 
 
 def psnr(a: torch.Tensor, b: torch.Tensor) -> list[float]:

@@ -14,13 +14,12 @@ The rounds of the prompt-aware correction come before, in the order of the sampl
 """
 
 import copy
-import inspect
 
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 
 from .derived import Derived, Done, Left, Relayout, Repeat, Slice, Unfollowed
-from .known import STEP_ARGUMENTS, slices
+from .known import STEP_ARGUMENTS, slices, step_signature
 from .layout import Layout, proportion
 from .plan import Plan
 
@@ -36,7 +35,8 @@ class InverseScheduler(Derived):
     earlier call has shown of the pipeline's `Layout`, and of the evaluations (start, stop) that its loop takes.
 
     Noise of stochastic schedulers is drawn from the generator given to the pipeline, in the order in which the pipeline
-    itself will draw it.  Afterwards: `plan`, `noises`, `layout`; and `fed`, how many evaluations the machine has taken.
+    itself will draw it.  Afterwards: `plan`, `noises`, `layout`; `fed`, how many evaluations the machine has taken; and, if
+    the task says so, `observed`: for each evaluation of the sampler the last sample [B, ...] and what was answered.
 
     Raises ValueError, before the first network evaluation, for what a `Plan` refuses; after it, if "newton" finds a network
     without gradient, or if the pipeline changes its latents between the steps.
@@ -44,10 +44,10 @@ class InverseScheduler(Derived):
 
     def __init__(self, scheduler, pipe, target, latents, task, *, layout=None, part=None):
         super().__init__(copy.deepcopy(scheduler))
-        self._signature = inspect.signature(scheduler.step)
+        self._signature = step_signature(type(scheduler))
         self._pipe, self._target, self._latents, self._task = pipe, target.detach().clone(), latents, task
         self.driving, self._passes, self._part = task.order, task.passes, part
-        self.layout, self.machine, self.fed = layout, None, 0
+        self.layout, self.machine, self.fed, self.observed = layout, None, 0, {}
 
     def __deepcopy__(self, memo):
         raise ValueError("pipe: the pipeline steps copies of its scheduler, for several states, and cannot be inverted")
@@ -104,6 +104,8 @@ class InverseScheduler(Derived):
         if self.machine is None:
             self._begin(given)
         self._check_due(given)
+        if self._task.observe and not self._request.correcting and self._request.cotangent is None:
+            self._observe(given["sample"], given["model_output"])
         self.machine.feed(given["model_output"].detach())
         self.fed += 1
         self._evaluation += 1
@@ -210,6 +212,12 @@ class InverseScheduler(Derived):
                 "does): that is no longer its scheduler's sampler and cannot be inverted"
             )
         self._restarted = False
+
+    def _observe(self, *seen):
+        last = self.observed.setdefault(self._request.index, [one.detach().clone() for one in seen])
+        active = self._request.active
+        for kept, one in zip(last, seen, strict=True) if active is not None else ():
+            kept[active] = one.detach()[active]
 
     def _ask(self, given):
         """Fetch the next request and tell the pipeline, which is iterating over `timesteps`, where it will be evaluated."""

@@ -1,6 +1,7 @@
 """What an inversion gives back, and its file format."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -14,7 +15,7 @@ from jsonschema.exceptions import best_match
 from jsonschema.validators import extend
 
 from . import _C, files
-from .call import Call
+from .call import SCHEDULE, Call
 
 # What fields were called in files of the first format.
 _FIRST_FORMAT = {
@@ -27,7 +28,8 @@ _FIRST_FORMAT = {
 # What a field is made of, and whose it is: "tensor" [B, ...]; "tensors", a list of such; "array", whose last axis is the
 # samples; "list", one entry a sample; "json"; "prompt" and "call".
 # What a file may hold for it.  schema: of JSON.  needed: not nothing.  axes: of an array.  numbers: "whole", at least 0;
-# "size", at least 0 or NaN; "finite"; "any".  count: how many tensors, evaluations and so many more.
+# "size", at least 0 or NaN; "finite"; "bool"; "any".  count: how many tensors, evaluations and so many more.
+# later: files of earlier versions lack it.
 def _sample(kind, **rules):
     return {"kind": kind, "per": "sample", **rules}
 
@@ -57,6 +59,19 @@ _CALL = {
         "shared": {"type": "boolean"},
     },
 }
+_NETWORKS = {
+    "type": ["object", "null"],
+    "additionalProperties": {
+        "type": "object",
+        "required": ["class", "config", "weights"],
+        "additionalProperties": False,
+        "properties": {
+            "class": {"type": "string", "pattern": r"^\w+$"},
+            "config": {"type": "object"},
+            "weights": {"type": "object", "additionalProperties": {"type": "array", "items": {"type": "number"}}},
+        },
+    },
+}
 
 
 @dataclass(repr=False)
@@ -65,13 +80,16 @@ class InversionOutput(BaseOutput):
 
     latents [B, ...]: the noise, as `pipe(latents=...)` wants it.
     noises: K tensors [B, ...] a stochastic scheduler draws, in its order; None for a deterministic one.
-    timesteps [E]: of the sampler's evaluations.  start: the first of them in the full schedule (0 unless strength < 1).
+    timesteps [E]: of the sampler's evaluations.  levels [E + 1, 2]: signal and noise of the state before each of them and at
+    the end; None if the scheduler does not tell.  start: the first of them in the full schedule (0 unless strength < 1).
     residuals [E, B]: |f(z) - z| / |z| at the last evaluation of each step: the reconstruction error of that step.
     step_nfe [E, B], nfe [B]: network evaluations per step of the last sweep, and in all.
     restarts, rejected, failed [B]: how often the solver went back to its best point, could not use a mixture of what it had
     seen, and met values that are not finite.
     reasons: for each sample why it ended; `nrinv.reasons()` explains the names.
-    error [B]: |z_0 - sampler(z_T)| / |z_0|, end to end, where it was measured (rounds, verify); else NaN.
+    error [B]: |z_0 - sampler(z_T)| / |z_0|, how far from the latents a stock run from the noise ends; NaN where the reason
+    is "non_finite".  measured [B]: whether it was measured by such a run, or is estimated from what the steps miss and how
+    much that was seen to grow; docs/mathematics.md says how well.
     trajectory: E + 1 states from z_T to z_0, if asked for.
     defects: E tensors [B, ...], what each evaluation of a stock run from the noise misses the trajectory by, if asked for;
     `generate(..., replay=1)` adds them.  The other fields describe the noise alone.
@@ -79,7 +97,9 @@ class InversionOutput(BaseOutput):
     for each image how far that moved it, |corrected - encoded| / |encoded|, and the PSNR in dB that the decoded image has
     lost against the image: moved [B], psnr_loss [B].
     order: how the pipeline was driven, "reversed" or in whole "passes".
-    prompt, call: what to call the pipeline with, beside `latents`.
+    prompt, call: what to call the pipeline with, beside `latents`; a `generator` in the state it had, where something was
+    drawn from it.
+    networks: what tells the networks it was made with from others; `generate` warns of these.
     stats: how natural the noise is.
     pipeline, scheduler, scheduler_config: class names and configuration the inversion was made with.
     """
@@ -87,6 +107,7 @@ class InversionOutput(BaseOutput):
     latents: torch.Tensor = field(metadata=_sample("tensor", needed=True))
     noises: list[torch.Tensor] | None = field(default=None, metadata=_sample("tensors"))
     timesteps: np.ndarray | None = field(default=None, metadata=_common("array", needed=True, axes="E", numbers="finite"))
+    levels: np.ndarray | None = field(default=None, metadata=_common("array", axes="S2", numbers="size"))
     start: int = field(default=0, metadata=_common("json", schema={"type": "integer", "minimum": 0}))
     residuals: np.ndarray | None = field(default=None, metadata=_sample("array", axes="EB", numbers="size"))
     step_nfe: np.ndarray | None = field(default=None, metadata=_sample("array", axes="EB", numbers="whole"))
@@ -96,6 +117,7 @@ class InversionOutput(BaseOutput):
     failed: np.ndarray | None = field(default=None, metadata=_sample("array", axes="B", numbers="whole"))
     reasons: list[str] | None = field(default=None, metadata=_sample("list", schema=_REASONS))
     error: np.ndarray | None = field(default=None, metadata=_sample("array", axes="B", numbers="size"))
+    measured: np.ndarray | None = field(default=None, metadata=_sample("array", axes="B", numbers="bool"))
     trajectory: list[torch.Tensor] | None = field(default=None, metadata=_sample("tensors", count=1))
     defects: list[torch.Tensor] | None = field(default=None, metadata=_sample("tensors", count=0))
     corrected: torch.Tensor | None = field(default=None, metadata=_sample("tensor"))
@@ -104,6 +126,7 @@ class InversionOutput(BaseOutput):
     order: str = field(default="reversed", metadata=_common("json", schema={"enum": list(_C.ORDERS)}))
     prompt: Any = field(default=None, metadata=_sample("prompt", schema=_TEXTS))
     call: Call = field(default_factory=Call, metadata=_sample("call", schema=_CALL))
+    networks: dict[str, Any] | None = field(default=None, metadata=_common("json", schema=_NETWORKS, later=True))
     pipeline: str | None = field(default=None, metadata=_common("json", schema=_NAME))
     scheduler: str | None = field(default=None, metadata=_common("json", schema=_NAME))
     scheduler_config: dict[str, Any] = field(default_factory=dict, metadata=_common("json", schema={"type": "object"}))
@@ -117,7 +140,8 @@ class InversionOutput(BaseOutput):
         if self.nfe is not None and self.residuals is not None:
             lines.append(f"network evaluations {_range(self.nfe)}, residuals up to {np.nanmax(self.residuals):.1e}")
         if self.error is not None and not np.isnan(self.error).all():
-            lines.append(f"error {_range(self.error, '.1e')}")
+            how = "" if self.measured is None else ", measured" if self.measured.all() else ", estimated"
+            lines.append(f"error {_range(self.error, '.1e')}{how}")
         if self.reasons is not None:
             ends = [f"{name} ({self.reasons.count(name)})" for name in dict.fromkeys(self.reasons)]
             lines.append(f"ended with {', '.join(ends)}")
@@ -158,21 +182,25 @@ class InversionOutput(BaseOutput):
     def split(self) -> "list[InversionOutput]":
         """The inversions of the single images, a list of B."""
         count = len(self.latents)
-        if count == 1:
-            return [self]
-        calls = [self.whole_call.part(range(i, i + 1)) for i in range(count)]
+        return [self] if count == 1 else [self.take([i]) for i in range(count)]
 
-        def part(one, i):
+    def take(self, samples: Sequence[int]) -> "InversionOutput":
+        """The inversion of some of the images, in this order; an image may be there several times."""
+        samples, call = list(samples), self.whole_call.part(samples)
+
+        def part(one):
             value, kind = getattr(self, one.name), one.metadata["kind"]
             if kind in ("prompt", "call"):
-                return calls[i]["prompt"] if kind == "prompt" else calls[i].kept()
+                return call["prompt"] if kind == "prompt" else call.kept()
             if value is None or one.metadata["per"] == "all":
                 return value
             if kind == "tensors":
-                return [x[i : i + 1] for x in value]
-            return value[..., i : i + 1] if kind == "array" else value[i : i + 1]
+                return [x[samples] for x in value]
+            if kind == "list":
+                return [value[i] for i in samples]
+            return value[..., samples] if kind == "array" else value[samples]
 
-        return [type(self)(**{one.name: part(one, i) for one in fields(self)}) for i in range(count)]
+        return type(self)(**{one.name: part(one) for one in fields(self)})
 
     def plot_residuals(self, axes: Any = None, label: str | None = None) -> Any:
         """Draw the residual of each step, and of each image, over the timesteps; returns matplotlib's axes.
@@ -228,8 +256,19 @@ def concatenate(parts: list[InversionOutput], prompt: Any, call: Call) -> Invers
             return [entry for value in values for entry in value]
         return torch.cat(values) if kind == "tensor" else np.concatenate(values, axis=-1)
 
-    own = {"prompt": parts[0].prompt if prompt is None else prompt, "call": call.like({**parts[0].call, **call}).kept()}
+    arguments = {**parts[0].call, **call, "generator": _joined(parts)}
+    arguments = {name: value for name, value in arguments.items() if name != "generator" or value is not None}
+    own = {"prompt": parts[0].prompt if prompt is None else prompt, "call": call.like(arguments).kept()}
     return InversionOutput(**{one.name: join(one) for one in fields(InversionOutput) if one.name not in own}, **own)
+
+
+def _joined(parts):
+    """The generators of all images, one each; None where several images have drawn from one, which all cannot."""
+    found = []
+    for part in parts:
+        generator = part.call.get("generator")
+        found += generator if isinstance(generator, list) else [generator]
+    return found if None not in found and len(found) == sum(len(part.latents) for part in parts) else None
 
 
 def _range(values, form="d"):
@@ -309,7 +348,7 @@ def _assemble(tensors, metadata, device):
             arguments = {key: files.unpack(value, take, device) for key, value in call["arguments"].items()}
             found[name] = Call(arguments, nets=call["nets"], shared=call["shared"])
         else:
-            found[name] = metadata[name]
+            found[name] = metadata.get(name)
     if left:
         raise ValueError(f"nothing has a tensor {min(left)!r}")
     if found["latents"] is not None and found["latents"].ndim:
@@ -334,11 +373,12 @@ def schema() -> dict[str, Any]:
     """The JSON Schema (2020-12) of a file's metadata, from what the fields say of themselves."""
     properties = {one.name: one.metadata["schema"] for one in fields(InversionOutput) if "schema" in one.metadata}
     properties["versions"] = {"type": "object", "additionalProperties": {"type": "string"}}
+    later = {one.name for one in fields(InversionOutput) if one.metadata.get("later")}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "The metadata of a saved inversion",
         "type": "object",
-        "required": list(properties),
+        "required": [name for name in properties if name not in later],
         "additionalProperties": False,
         "properties": properties,
         "$defs": {"argument": files.ARGUMENT, "name": files.NAME},
@@ -378,7 +418,7 @@ def _check_fields(inv):
     batch, evaluations = len(inv.latents) if inv.latents.ndim else 0, np.size(inv.timesteps)
     if inv.latents.numel() == 0 or inv.latents.ndim < 2 or not evaluations:
         raise ValueError(f"latents {list(inv.latents.shape)} and {evaluations} timesteps are nothing to draw from")
-    sizes = {"B": batch, "E": evaluations}
+    sizes = {"B": batch, "E": evaluations, "S": evaluations + 1, "2": 2}
     reasons = batch * [None] if inv.reasons is None else inv.reasons
     if len(reasons) != batch:
         raise ValueError(f"reasons must be {batch}, one for each sample, got {len(reasons)}")
@@ -396,13 +436,15 @@ def _check_fields(inv):
             _check_tensors(name, value, None, inv.latents.dtype if name == "noises" else None, usable)
     _check_states(inv)
     _check_call(inv.whole_call)
+    _check_steps(inv)
 
 
 def _check_array(name, value, shape, numbers):
-    if list(value.shape) != shape or value.dtype.kind != ("i" if numbers == "whole" else "f"):
-        kind = "whole" if numbers == "whole" else "floating-point"
-        raise ValueError(f"{name} must be {kind} numbers {shape}, got {value.dtype} {list(value.shape)}")
+    code, kind = {"whole": ("i", "whole numbers"), "bool": ("b", "bool")}.get(numbers, ("f", "floating-point numbers"))
+    if list(value.shape) != shape or value.dtype.kind != code:
+        raise ValueError(f"{name} must be {kind} {shape}, got {value.dtype} {list(value.shape)}")
     good = {
+        "bool": np.ones(value.shape, bool),
         "whole": value >= 0,
         "size": ~(value < 0),
         "finite": np.isfinite(value),
@@ -428,6 +470,18 @@ def _check_states(inv):
     shapes = {tuple(states[0].shape) for states in (inv.noises, inv.trajectory, inv.defects) if states}
     if len(shapes) > 1 or any(np.prod(shape) > inv.latents.numel() for shape in shapes):
         raise ValueError(f"noises, trajectory and defects of shapes {sorted(shapes)} do not belong to the same latents")
+
+
+def _check_steps(inv):
+    """As far as the number of evaluations tells: PNDM makes up to 9 more to begin with, others one less than steps."""
+    steps, found = inv.call.get("num_inference_steps"), inv.start + len(inv.timesteps)
+    scheduler = getattr(diffusers, inv.scheduler or "", None)
+    if steps is None or scheduler is None or any(inv.call.get(name) is not None for name in ("strength", *SCHEDULE[1:])):
+        return
+    most = getattr(scheduler, "order", 1) * steps + (9 if "skip_prk_steps" in inv.scheduler_config else 0)
+    whole = inv.levels is not None and inv.levels[-1, 1] == 0  # else the loop may have taken the first part of them
+    if found > most or (whole and found < steps - 1):
+        raise ValueError(f"{len(inv.timesteps)} timesteps from {inv.start} on are not those of {steps} steps")
 
 
 def _check_call(call):

@@ -28,8 +28,40 @@ POSITIONS = ("img_ids", "txt_ids")
 # How pipelines call the network that is evaluated in the loop, and the autoencoder, the first that is there.
 NETWORKS = ("unet", "transformer", "prior", "decoder")
 AUTOENCODERS = ("vae", "movq", "vqgan", "vqvae")
+# How the names of networks begin that decide what is drawn, beside these.
+CONDITIONS = ("text_encoder", "controlnet")
+# The libraries that pipelines are made of, and nrinv, whose clock in the demo changes nothing.  What else takes part in a
+# call may count the calls, or change them.
+LIBRARIES = (
+    "accelerate",
+    "bitsandbytes",
+    "diffusers",
+    "nrinv",
+    "optimum",
+    "peft",
+    "torch",
+    "torchao",
+    "torchvision",
+    "transformers",
+    "xformers",
+)
+# Hooks of diffusers, by how their names begin, that leave the network the same map in each evaluation; caches do not.
+HARMLESS_HOOKS = (
+    "cp_",
+    "group_offloading",
+    "layer_execution_tracker",
+    "layerwise_casting",
+    "lazy_",
+    "peft_autocast_disable",
+    "tensor_parallel",
+)
 # How pipelines call the pixels of an image per latent; those without such a name have 8.
 SCALE_FACTORS = ("vae_scale_factor", "vae_scale_factor_spatial", "vae_spatial_compression_ratio", "movq_scale_factor")
+# How calls call the number of frames that they draw; and what they have, that one or another, if they draw videos.
+FRAMES = ("num_frames", "frames", "video_length")
+VIDEOS = (*FRAMES, "num_videos_per_prompt")
+# How calls call the masks that their pipelines take.
+MASKS = ("mask_image", "control_mask")
 # How configurations call the channels of an autoencoder's latents, and those of a network.
 LATENT_CHANNELS, NETWORK_CHANNELS = ("latent_channels", "z_dim"), ("in_channels", "out_channels")
 
@@ -69,6 +101,8 @@ REFUSED_OPTIONS = {
 }
 # Options that make a step nonlinear.
 NONLINEAR_OPTIONS = ("clip_sample", "clip_denoised", "thresholding")
+# What pipelines call of a scheduler.
+SCHEDULER_METHODS = ("step", "set_timesteps", "scale_model_input", "add_noise", "scale_noise", "set_begin_index")
 # What `step` is told by name, and by the loop of the pipelines that have such a scheduler.
 MIRRORED = ("old_pred_original_sample", "timestep_back", "prev_timestep")
 # What not every scheduler has, and pipelines look for.  `scale_model_input` is not among them: Bria calls it on any class
@@ -90,6 +124,44 @@ def is_one_of(thing, names) -> bool:
 def refusal(thing, table):
     """(class, reason) if `thing` is of a class in one of the tables of refusals, or derived from it; else None."""
     return next(((cls.__name__, table[cls.__name__]) for cls in type(thing).__mro__ if cls.__name__ in table), None)
+
+
+# ---------------------------------------------------------------------------------------------------- what a scheduler tells
+
+_ANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
+@functools.cache
+def step_signature(cls) -> inspect.Signature:
+    """What the `step` of a scheduler's class takes; what it passes on to the classes it is derived from among it."""
+    found = []
+    for base in cls.__mro__:
+        if "step" in vars(base):
+            own = list(inspect.signature(vars(base)["step"]).parameters.values())[1:]
+            found.append({one.name: one for one in own if one.kind not in _ANY})
+            if len(found[-1]) == len(own):
+                break
+    named = dict(found.pop()) if found else {}
+    for nearer in reversed(found):  # what only a derived class takes is no positional argument of the others
+        more = {name: one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for name, one in nearer.items() if name not in named}
+        named.update(more)
+    return inspect.Signature(sorted(named.values(), key=lambda one: one.kind))
+
+
+def check_methods(scheduler) -> None:
+    """Refuse a scheduler whose methods cannot be read: what a copy of it does would be done by the original."""
+    name = type(scheduler).__name__
+    for method in SCHEDULER_METHODS:
+        if callable(vars(scheduler).get(method)):
+            raise ValueError(
+                f"scheduler: the {method} of this {name} is replaced on the object; derive a class from {name} that "
+                "overrides it instead"
+            )
+    if not {"model_output", "timestep", "sample"} <= step_signature(type(scheduler)).parameters.keys():
+        raise ValueError(
+            f"scheduler: {name}.step does not name its arguments model_output, timestep and sample; decorate what it is "
+            "wrapped in with functools.wraps"
+        )
 
 
 # ---------------------------------------------------------------------------------------------------- what a pipeline tells
@@ -149,6 +221,12 @@ def modules(pipe) -> list[torch.nn.Module]:
     return [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
 
 
+def drawing_networks(pipe) -> dict[str, torch.nn.Module]:
+    """The networks that decide what is drawn: the denoisers, and what they are told by."""
+    parts = pipe.components.items()
+    return {name: one for name, one in parts if name.startswith(NETWORKS + CONDITIONS) and isinstance(one, torch.nn.Module)}
+
+
 def _first(pipe, names, default=None):
     return next((one for one in (getattr(pipe, name, None) for name in names) if one is not None), default)
 
@@ -180,9 +258,28 @@ def takes_patches(pipe) -> bool:
     return hasattr(pipe, "_patchify_latents")
 
 
+def draws_videos(pipe) -> bool:
+    """Whether the pipeline's samples are videos: its call says how many, or of how many frames, or goes on from one."""
+    known = parameters(pipe)
+    return any(name in known for name in VIDEOS) or {"video", "strength"} <= known.keys()
+
+
 def has_frames(vae) -> bool:
-    """Whether an autoencoder takes videos [B, 3, F, H, W]."""
-    return any(isinstance(module, torch.nn.Conv3d) for module in vae.modules())
+    """Whether an autoencoder encodes videos [B, 3, F, H, W]; one that looks at several frames when it decodes may not."""
+    return any(isinstance(module, torch.nn.Conv3d) for module in getattr(vae, "encoder", vae).modules())
+
+
+def temporal_patch(network) -> int:
+    """How many frames of the latents the network takes together."""
+    config = getattr(network, "config", {})
+    patch = config.get("patch_size")
+    return config.get("patch_size_t") or (patch[0] if isinstance(patch, (list, tuple)) and len(patch) == 3 else 1)
+
+
+def takes_alpha(pipe) -> bool:
+    """Whether the pipeline's autoencoder encodes an image's alpha too, as that of Qwen-Image's layers does."""
+    config = getattr(autoencoder(pipe), "config", {})
+    return 4 in (config.get("in_channels"), config.get("input_channels"))
 
 
 def latent_channels(vae):

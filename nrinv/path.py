@@ -159,6 +159,10 @@ def _same(x, y):
 def _between_calls(a, b, fractions, pipe):
     """(prompt, call) for all points: prompts that differ become embeddings, everything else has to be the same."""
     first, second = (inversion.whole_call.part(range(1)) for inversion in (a, b))
+    if "generator" in first:  # the points are drawn with what the first image's pipeline drew
+        second = second.like({**second, "generator": first["generator"]})
+    elif "generator" in second:
+        second = second.like({name: value for name, value in second.items() if name != "generator"})
     if first.keys() != second.keys():
         raise ValueError(f"a and b must be called alike, got {sorted(first.keys() ^ second.keys())} for one of them only")
     unlike = [name for name in first if not _same(first[name], second[name])]

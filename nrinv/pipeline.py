@@ -1,5 +1,6 @@
 """Invert an image with a stock diffusers pipeline, and draw from the noise that was found."""
 
+import warnings
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -8,17 +9,21 @@ import torch
 from diffusers.utils import BaseOutput
 
 from . import _C
-from .call import Call, known_names
-from .derived import Unfollowed
+from .autoencoder import decode, encode_pixels, encode_source, mask_like
+from .call import COPIES, SCHEDULE, Call, is_prompt, known_names
+from .derived import Left, Returned, Unfollowed
 from .driver import Driver, stock_scheduler
-from .images import decode, encode_pixels, encode_source, mask_like, psnr, read_source
+from .evidence import followed, key, remember
+from .fingerprint import difference, fingerprint
+from .images import frames_of, psnr, read_arguments, read_source
 from .inversion import InversionOutput, concatenate
-from .known import autoencoder, check_pipeline, parameters, slices
-from .layout import closeness
+from .known import autoencoder, check_pipeline, network, parameters, slices
+from .layout import closeness, proportion
 from .loops import guides_each_step, reads_index
 from .plan import Correction, Task
 from .replay import Recorder, ReplayScheduler, norms
-from .session import exclusively, replaced, without_gradients
+from .schedule import Schedule
+from .session import RandomState, exclusively, kept_processors, replaced, without_gradients
 from .solver import Method, Solver, as_solver
 
 if TYPE_CHECKING:
@@ -29,14 +34,29 @@ if TYPE_CHECKING:
 ORDERS = ("auto", *_C.ORDERS)
 CORRECTION_NOISES = ("random", "inverted")
 # What an inversion says just as the machine has found it.
-_FOUND = ("residuals", "step_nfe", "nfe", "restarts", "rejected", "failed", "reasons", "error", "trajectory", "moved")
+_FOUND = (
+    "residuals",
+    "step_nfe",
+    "nfe",
+    "restarts",
+    "rejected",
+    "failed",
+    "reasons",
+    "error",
+    "measured",
+    "trajectory",
+    "moved",
+)
 # Rounds of encode="refined": where the embedded autoencoder comes nearest to 28 images that it has not seen, in dB 30.9
 # at 0, 32.2 at 1, 32.5 at 2, 32.8 at 4, 32.9 at 8, 32.6 at 16, 32.2 at 32.
 REFINED = 8
 # A residual that float32 can reach everywhere.
 _TOL = 1e-4
-# A stock run that is off the trajectory by more than the solver says, this many times and beyond rounding, is another map.
-_MISSED, _ROUNDING = 2.0, 1e-3
+# Where no step stretches the difference of two states by more than this, the estimated error is near the measured one (at
+# guidance 1 within 30 %, 20 steps of DDIM and 4 of Euler); at 1.3 and beyond it was seen to be 3 to 20 times too small.
+_GROWTH = 1.2
+# A network that answers so much otherwise, relative to the answer, is another map; a batch of another size rounds otherwise.
+_ROUNDING = 1e-3
 
 
 def check_whole(name: str, value: Any, least: int) -> None:
@@ -67,6 +87,8 @@ def invert(
     prompt: str | list[str] | None = None,
     *,
     latents: Any = None,
+    value_range: tuple[float, float] | None = None,
+    background: Any = "white",
     num_inference_steps: int | None = None,
     guidance_scale: float | None = None,
     generator: Any = None,
@@ -88,13 +110,15 @@ def invert(
     """Find the noise from which `pipe` draws `image`; returns an `InversionOutput` whose first field is `latents`.
 
     pipe: a diffusers pipeline, used as it is and left as it was: scheduler, configuration, hooks, also after an exception.
-    image: see `nrinv.encode`; B images are inverted together, each with its own stopping.  It is given by position: `image=`
-    is the pipeline's own argument of that name (the control image of a ControlNet), unless the pipeline has none.
+    image: see `nrinv.encode`; B images, or videos, are inverted together, each with its own stopping.  It is given by
+    position: `image=` is the pipeline's own argument of that name (the control image of a ControlNet), unless the pipeline
+    has none.  A video says how many frames are drawn (`num_frames`).
     prompt: one for all or one for each image; None is the empty prompt, unless `prompt_embeds` are given.
     latents: what is to be inverted, if it is encoded already, in the place of `image`.
+    value_range, background: what the numbers of `image` are in, and the colour behind its alpha; see `nrinv.encode`.
     num_inference_steps, guidance_scale (default: the pipeline's own), generator, **pipe_kwargs: passed to the pipeline's
-    call (`negative_prompt`, `prompt_embeds`, `num_images_per_prompt`, `callback_on_step_end` ...).  Callbacks run once an
-    evaluation.
+    call (`negative_prompt`, `prompt_embeds`, `num_images_per_prompt`, `callback_on_step_end` ...).  Its images and masks may
+    be paths, and are read as `image` and as `generate`'s `mask_image`.  Callbacks run once an evaluation.
     strength: invert the last part of the steps only, above 0 and at most 1; `generate` goes on from there.
     batch_size: invert at most so many images together (default: all).  A batch takes the memory of a stock call and, in
     float32, about 30 latents an image with the default depth; in whole passes 18 more for each evaluation of the sampler.
@@ -115,11 +139,13 @@ def invert(
     number, or "refined", which are 8: what is decoded comes nearer to the image, and the noise gets less natural.
     order: "reversed" visits the timesteps from the image to the noise, each as often as the solver wants; "passes" runs the
     pipeline's loop as it is, `max_nfe` times, and improves the whole trajectory after each; "auto" is reversed, and passes
-    where the loop turns out to read its own index, or to take a slice of the timesteps.
+    where the loop turns out to need its own order, or to take a slice of the timesteps.
     seed: of the natural noisy image that the first step starts from; other seeds find other noises of the same image.
-    verify: None, a stock run along the trajectory decides on the order wherever the loop's code says that it may read its
-    own index, at one evaluation per step; True, draw the image once more with the stock pipeline and report `error` too, at
-    one evaluation per step; False, no stock run.
+    verify: None, evidence decides, at one evaluation per step each: where anything could make the stock run another map (a
+    loop that reads its own index; a callback, hook, processor, module or scheduler method that is none of the libraries'), a
+    stock run at the states that were evaluated has to answer alike, or the next order is tried; where the error cannot be
+    estimated well, a stock run from the noise measures it.  What was found of a call is remembered.  True, always measure
+    `error`; False, no stock run.
     return_trajectory: keep all states.  return_defects: record what a stock run misses (`defects`), for an exact
     `generate(..., replay=1)`; costs one evaluation per step, and leaves noise and figures as they are.
 
@@ -136,7 +162,8 @@ def invert(
     if correct:
         _check_correction(pipe, correction)
     given = {"prompt": prompt, "num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
-    source, call = _read(pipe, image, latents, given, pipe_kwargs, strength)
+    reading = {"latents": latents, "value_range": value_range, "background": background}
+    source, call = _read(pipe, image, reading, given, pipe_kwargs, strength)
     found = []
     for samples, part in call.split(batch_size):
         target = encode_source(pipe, source[samples], rounds)
@@ -174,58 +201,76 @@ def _check_options(pipe, strength, num_inference_steps, seed, order, batch_size)
     check_pipeline(pipe)
 
 
-def _read(pipe, image, latents, given, pipe_kwargs, strength=1.0):
+def _read(pipe, image, reading, given, pipe_kwargs, strength=1.0):
     """(what is to be inverted, the pipeline's call as it will be kept too)."""
     size = {name: pipe_kwargs.get(name) for name in ("height", "width")}
-    source = read_source(pipe, image, latents=latents, **size, checked=True)
+    source = read_source(pipe, image, **reading, **size, checked=True)
     arguments = {name: value for name, value in given.items() if value is not None or name == "prompt"}
-    arguments.update((name, value) for name, value in pipe_kwargs.items() if name != "output_type")
+    own = {name: value for name, value in pipe_kwargs.items() if name != "output_type"}
+    arguments.update(read_arguments(pipe, own, source.size))
+    if source.frames is not None:
+        arguments.update(frames_of(pipe, source.frames, arguments))
     if slices(pipe):
-        arguments = {"image": source.image, **arguments, "strength": strength}
+        name = "video" if "video" in parameters(pipe) else "image"
+        arguments = {name: source.image, **arguments, "strength": strength}
     return source, Call.of(pipe, arguments, len(source))
 
 
 def _find(driver, task, order, verify, return_trajectory, return_defects):
     """The inversion in the first order that suits the pipeline."""
+    call = key(driver.pipe, driver.call, driver.doubts, order, task.solver, task.strength, bool(task.correction))
+    before = followed(call) if verify is None else None
+    check = bool(driver.doubts) and before is None and (verify is None or (verify and order == "auto"))
     why = None
-    for which in driver.orders(order):
-        doubtful = which == "reversed" and order == "auto" and reads_index(type(driver.pipe))
-        check = doubtful and verify is not False
-        given = {**task.given, "trajectory": return_trajectory or return_defects or check}
-        outcome, scheduler = driver.drive(replace(task, order=which, given=given), doubtful=doubtful)
+    for which in (before,) if before is not None else driver.orders(order):
+        given = {**task.given, "trajectory": return_trajectory or return_defects}
+        doubtful = bool(driver.doubts) and order == "auto" and which == "reversed"
+        this = replace(task, order=which, given=given, observe=check)
+        outcome, scheduler = driver.drive(this, doubtful=doubtful)
         if isinstance(outcome, Unfollowed):
             why = outcome.why
             continue
         out, corrected, along = _output(driver, scheduler, outcome.result), outcome.result.corrected, None
         end = scheduler.layout.sample(driver.target) if corrected is None else corrected  # of a stock run from the noise
-        if check or return_defects:  # with rounds the trajectory is that of a forward run, which ends beside the image
-            along = _stock_run(driver, out, trajectory=[*out.trajectory[:-1], end])
-        if check and not _follows(driver, scheduler, out, along):
-            why = "its loop reads its own index"
+        if check and (why := _strays(driver, scheduler, out, end)) is not None:
             continue
+        if check:
+            remember(call, which)
+        if return_defects:  # with rounds the trajectory is that of a forward run, which ends beside the image
+            along = _stock_run(driver, out, trajectory=[*out.trajectory[:-1], end])
+        if verify or (verify is None and _is_unsure(scheduler.plan.sampler, outcome.result)):
+            error = _relative(_stock_run(driver, out).sample, end)
+            out = replace(out, error=error, measured=np.isfinite(error))
         return replace(
             out,
-            error=_relative(_stock_run(driver, out).sample, end) if verify else out.error,
             trajectory=out.trajectory if return_trajectory else None,
             defects=along.defects if return_defects else None,
             nfe=out.nfe + driver.evaluations - scheduler.fed,
         )
-    raise ValueError(f"pipe: {driver.name} cannot be inverted: {why}")
+    because = f", because of {', '.join(one.what for one in driver.doubts)}" if driver.doubts else ""
+    raise ValueError(f"pipe: {driver.name} cannot be inverted: {why}{because}")
+
+
+def _is_unsure(sampler, result):
+    """Whether the error of a sample may be far from its estimate."""
+    told = result.measured | (result.growth <= _GROWTH) | (len(sampler) == 1)
+    return not all(sure or reason == "non_finite" for sure, reason in zip(told, result.reasons, strict=True))
 
 
 def _output(driver, scheduler, result):
     """What a machine has found, in the terms of the pipeline."""
     layout, plan, pipe, target = scheduler.layout, scheduler.plan, driver.pipe, driver.target
-    sigma = scheduler.stock_sigma if plan.start == 0 else 1.0
     return InversionOutput(
-        latents=layout.latents(result.latents / sigma, target).to(target.dtype),
+        latents=_as_latents(driver, scheduler, result.latents),
         noises=[noise.to(target.dtype) for noise in scheduler.noises] or None,
         timesteps=plan.sampler.timesteps,
+        levels=plan.sampler.levels,
         start=plan.start,
         corrected=None if result.corrected is None else layout.latents(result.corrected, target),
         order=scheduler.driving,
         prompt=driver.call.get("prompt"),
-        call=driver.call.kept(),
+        call=driver.call.like({**driver.call.kept(), **_drawn_from(driver)}),
+        networks=fingerprint(pipe),
         pipeline=type(pipe).__name__,
         scheduler=type(pipe.scheduler).__name__,
         scheduler_config=dict(pipe.scheduler.config),
@@ -233,9 +278,24 @@ def _output(driver, scheduler, result):
     )
 
 
+def _as_latents(driver, scheduler, state):
+    """What the pipeline is to be given as `latents=` for its loop to begin at a state."""
+    sigma = scheduler.stock_sigma if scheduler.plan.start == 0 else 1.0
+    return scheduler.layout.latents(state / sigma, driver.target).to(driver.target.dtype)
+
+
+def _drawn_from(driver):
+    """What the pipeline's own draws came from, if it made any."""
+    generator = driver.random.drawn(driver.pipe._execution_device)
+    return {} if generator is None else {"generator": generator}
+
+
 def _stock_run(driver, out, **options):
     recorder = Recorder(stock_scheduler(driver.pipe, out), driver.pipe, out, **options)
-    driver.run(recorder, out.latents.to(driver.pipe._execution_device))
+    outcome = driver.run(recorder, out.latents.to(driver.pipe._execution_device))
+    if isinstance(outcome, Returned):
+        recorder.returned()
+        recorder.output = outcome.output[0]
     return recorder
 
 
@@ -244,17 +304,21 @@ def _relative(sample, end):
     return norms(sample.to(end) - end) / norms(end)
 
 
-def _follows(driver, scheduler, out, along):
-    """Whether a stock run along the trajectory does what the solver has seen."""
-    if len(along.defects) != len(out.timesteps):
-        return False
-    missed = along.missed()
-    back = np.abs(np.diagonal(scheduler.plan.sampler.steps[:, : len(missed)]))
-    states = np.array([norms(state) for state in out.trajectory])
-    expected = np.nan_to_num(out.residuals, nan=0.0) * back[:, None] * states[:-1] / states[1:]
-    expected[-1] = np.maximum(expected[-1], np.nan_to_num(out.error, nan=0.0))
+def _strays(driver, scheduler, out, end):
+    """What a stock run along the states that were evaluated does otherwise than the inversion has seen; None if nothing."""
+    seen = [scheduler.observed.get(j) for j in range(len(out.timesteps))]
+    if None in seen or "non_finite" in out.reasons:  # nothing to compare
+        return None
+    states = [sample for sample, _ in seen]
+    first = _as_latents(driver, scheduler, states[0])
+    along = _stock_run(
+        driver, replace(out, latents=first), trajectory=[*states, end], answers=[answer for _, answer in seen]
+    )
     rounding = max(_ROUNDING, 4 * closeness(driver.target.dtype))
-    return bool((missed <= _MISSED * expected + rounding).all()) or "non_finite" in out.reasons
+    output, given = along.output, scheduler.layout.latents(end, driver.target)  # other layouts cannot be compared
+    if torch.is_tensor(output) and output.shape == given.shape and proportion(given, output) != 1:
+        return "it changes the latents before its first step, or after its last one"
+    return along.strayed or ("its network answers otherwise in a stock run" if along.unlike > rounding else None)
 
 
 # ----------------------------------------------------------------------------------------------------------------- generate
@@ -276,11 +340,19 @@ def generate(
 
     pipe: the pipeline; if its scheduler is not the one the inversion was made with, that one is used for this call.  An
     img2img or inpainting pipeline goes on from a part-way inversion (`invert(..., strength=...)`, best with
-    return_trajectory=True for inpainting); its `image` may be left out.
-    inv: an `InversionOutput`.  prompt: default the inversion's own.  **pipe_kwargs override `inv.call`.
+    return_trajectory=True for inpainting); its `image` may be left out.  Whatever precision and device the inversion has,
+    the pipeline is given its own.
+    inv: an `InversionOutput`.  prompt: default the inversion's own; several for an inversion of one image are so many
+    drawings from its noise, and so are several `prompt_embeds`.  **pipe_kwargs override `inv.call`;
+    images and masks among them may be paths, and are read as `nrinv.encode` and `mask_image` say.
+    num_inference_steps, timesteps, sigmas: may be others than the inversion's.  What is needed of its trajectory is then the
+    state of the nearest noise level, at the level that is due.
+    num_images_per_prompt: draw each image so many times; without a stochastic part of the pipeline's own they are alike.
+    generator: default one like the inversion's, from which the pipeline draws the same again; it is not the caller's.
     guidance_scale: a number; or one for each evaluation that is made, at least 1, for pipelines that read it in every step.
     edit_strength: the share of the inverted steps that is drawn anew, above 0; the rest is the stored trajectory's, which
     keeps more of the image.  Below 1 it needs `invert(..., return_trajectory=True)`.
+    strength: of an img2img pipeline, the share of all steps; another than the inversion's needs its trajectory.
     replay: the share, in 0..1, of the recorded defects that is added; 1 makes the reconstruction exact, and is no longer the
     noise's own drawing.  Above 0 it needs `invert(..., return_defects=True)`.
     mask_image: PIL image or path, drawn in grey or in alpha, or array or tensor [H, W], white where the image may change;
@@ -288,44 +360,97 @@ def generate(
     pipeline uses its own `mask_image`.
     Returns the pipeline's own output (`.images`).
 
-    Raises TypeError for a name that neither nrinv nor the pipeline knows, ValueError if there are neither one nor B prompts,
-    for numbers out of range, and if there are no defects to replay or no trajectory to start or to mask with.
+    Warns (UserWarning) where the pipeline's networks are not those the inversion was made with.
+    Raises TypeError for a name that neither nrinv nor the pipeline knows, ValueError if there are neither one nor B prompts
+    (for one image, any number), for numbers out of range, if there are no defects to replay or no trajectory to start or to
+    mask with, and for another schedule with noises or defects, which belong to the inversion's own, or with a part-way
+    inversion that has no trajectory and no such level.
     """
-    call = inv.whole_call if prompt is None else inv.whole_call.with_prompt(prompt)
-    call = call.like({**call, **pipe_kwargs}).spread()
-    call.check_prompt(call.get("prompt"))
-    scheduler, mask = stock_scheduler(pipe, inv), None
-    skip = _skipped_evaluations(inv, scheduler, edit_strength)
+    _check_share("edit_strength", edit_strength)
+    if edit_strength != 1 and pipe_kwargs.get("strength") is not None:
+        raise ValueError(f"edit_strength must be 1 where strength is given, got {edit_strength!r}")
     if not 0 <= replay <= 1:
         raise ValueError(f"replay must be a share in 0..1, got {replay!r}")
+    if (networks := difference(inv.networks or {}, fingerprint(pipe))) is not None:
+        made, present = networks
+        changed = f"the inversion was made with {made}, this pipeline has {present}"
+        warnings.warn(f"inv: {changed}: it may draw another image", stacklevel=4)
     if mask_image is not None and "mask_image" in parameters(pipe):
-        call["mask_image"] = mask_image
-    elif mask_image is not None:
-        mask = _mask(pipe, mask_image, inv)
-    if slices(pipe):
-        call = call.like({"image": inv.latents, **call, "strength": _strength(inv, skip, call)})
-    evaluated = _guide(pipe, call, len(inv.timesteps) - skip)
-    if inv.noises or inv.start or skip or replay or slices(pipe) or mask is not None or evaluated:
-        scheduler = ReplayScheduler(scheduler, pipe, inv, skip=skip, replay=replay, mask=mask, evaluated=evaluated)
-    call["latents"] = (inv.trajectory[skip].to(inv.latents.dtype) if skip else inv.latents).to(pipe._execution_device)
-    with replaced(pipe, scheduler=scheduler):
-        return pipe(**call.for_pipeline(pipe))
+        pipe_kwargs["mask_image"], mask_image = mask_image, None
+    size = [pipe_kwargs.get(name) or inv.call.get(name) for name in ("height", "width")]
+    inv, call = _samples(inv, prompt, read_arguments(pipe, pipe_kwargs, size))
+    call = call.to(pipe._execution_device, network(pipe).dtype)
+    if call.get("generator") is not None and pipe_kwargs.get("generator") is None:
+        call["generator"] = _fresh(call["generator"])
+    mask = None if mask_image is None else _mask(pipe, mask_image, inv)
+    guide = _guide(pipe, call)
+    stock, random = stock_scheduler(pipe, inv), RandomState(call.get("generator"))
+    schedule = Schedule(inv, int(getattr(stock, "order", 1)))
+    plain = not (inv.noises or inv.start or edit_strength < 1 or replay or slices(pipe) or mask is not None or guide)
+    while True:
+        begin = _begin(inv, schedule, edit_strength)
+        options = {"schedule": schedule, "begin": begin, "replay": replay, "mask": mask, "guide": guide, "call": call}
+        scheduler = stock if plain else ReplayScheduler(stock, pipe, inv, **options)
+        latents = (inv.latents if plain else scheduler.latents).to(pipe._execution_device, network(pipe).dtype)
+        own = {"latents": latents}
+        if slices(pipe):
+            strength = _strength(pipe, call, inv, schedule, begin, pipe_kwargs.get("strength"))
+            own |= {"image": latents if call.get("image") is None else call["image"], "strength": strength}
+        try:
+            with replaced(pipe, scheduler=scheduler), kept_processors(pipe):
+                return pipe(**call.like({**call, **own}).for_pipeline(pipe))
+        except Left as left:  # the schedule is another one
+            pipe.maybe_free_model_hooks()
+            random.restore()
+            if not schedule.own:
+                raise ValueError(f"pipe: {type(pipe).__name__} sets different timesteps in calls that are alike") from None
+            schedule = left.outcome
 
 
-def _skipped_evaluations(inv, scheduler, edit_strength):
-    """How many of an inversion's evaluations an edit leaves out: whole steps."""
-    _check_share("edit_strength", edit_strength)
+def _samples(inv, prompt, given):
+    """(inversion, call) of all images that are drawn, one for each prompt and copy."""
+    copies, given = given.get(COPIES), {name: value for name, value in given.items() if name != COPIES}
+    if copies is not None:
+        check_whole(COPIES, copies, 1)
+    if copies == inv.whole_call.copies:
+        copies = None
+    elif copies is not None and inv.whole_call.copies > 1:
+        inv = inv.take(range(len(inv.latents)))
+    embeds = [value for name, value in given.items() if name.endswith("prompt_embeds") and torch.is_tensor(value)]
+    lists = [value for name, value in given.items() if is_prompt(name) and isinstance(value, (list, tuple))]
+    several = [len(one) for one in (prompt, *embeds, *lists) if one is not None and not isinstance(one, str)]
+    if len(inv.latents) == 1 and max(several, default=1) > 1:
+        inv = inv.take([0] * max(several))
+    call = inv.whole_call
+    if prompt is not None or any(not name.startswith("negative") for name in given if name.endswith("prompt_embeds")):
+        call = call.with_prompt(prompt)
+    call = call.like({**call, **given})
+    call.check_prompt(call.get("prompt"))
+    call.check_embeds()
+    if copies is not None:
+        rows = [i for i in range(call.batch) for _ in range(copies)]
+        inv, call = inv.take(rows), call.part(rows)
+    return inv, call.spread()
+
+
+def _fresh(generator):
+    """A copy of a stored generator, or of a list of them."""
+    if isinstance(generator, (list, tuple)):
+        return [one.clone_state() for one in generator]
+    return None if generator is None else generator.clone_state()
+
+
+def _begin(inv, schedule, edit_strength):
+    """The evaluation with which an edit begins."""
     if edit_strength == 1:
-        return 0
+        return schedule.first
     if not inv.trajectory:
         raise ValueError(
             "edit_strength: the inversion holds no trajectory; make it with invert(..., return_trajectory=True)"
         )
     if inv.trajectory[0].shape != inv.latents.shape:
         raise ValueError("edit_strength must be 1: the pipeline lays its states out otherwise than its latents")
-    count = len(inv.timesteps)
-    skip = count - max(1, round(edit_strength * count))
-    return skip - skip % int(getattr(scheduler, "order", 1))
+    return schedule.begin(edit_strength)
 
 
 def _mask(pipe, mask_image, inv):
@@ -334,37 +459,49 @@ def _mask(pipe, mask_image, inv):
     return mask_like(pipe, mask_image, inv.latents, inv.call.get("height"), inv.call.get("width"))
 
 
-def _guide(pipe, call, evaluations):
-    """What sets the guidance of the next evaluation, where there is one for each; `call` gets the first."""
+class _Guide:
+    """Sets the guidance of each evaluation."""
+
+    def __init__(self, pipe, scales):
+        self._pipe, self._given, self._scales = pipe, scales, [float(one) for one in scales]
+        if max(self._scales, default=1) > 1:  # at 1 pipelines do without the empty prompt, and cannot do otherwise later
+            self._scales = [max(one, 1 + 1e-6) if one >= 1 else one for one in self._scales]
+
+    def begin(self, evaluations):
+        if len(self._scales) != evaluations or not all(one >= 1 and np.isfinite(one) for one in self._scales):
+            raise ValueError(
+                f"guidance_scale must be a number, or {evaluations} of at least 1, one an evaluation, got {self._given!r}"
+            )
+        self._pipe._guidance_scale = self._scales[0]
+
+    def evaluated(self, j):
+        self._pipe._guidance_scale = self._scales[min(j + 1, len(self._scales) - 1)]
+
+
+def _guide(pipe, call):
+    """What sets the guidance of the next evaluation, where there is one for each; `call` gets the largest."""
     scale = call.get("guidance_scale")
     if scale is None or np.ndim(scale) == 0:
         return None
     if not guides_each_step(type(pipe)):
         raise ValueError(f"guidance_scale must be a number: {type(pipe).__name__} does not read it in each step")
-    scales = [float(one) for one in scale]
-    if len(scales) != evaluations or not all(one >= 1 and np.isfinite(one) for one in scales):
-        raise ValueError(
-            f"guidance_scale must be a number, or {evaluations} of at least 1, one an evaluation, got {scale!r}"
-        )
-    if max(scales) > 1:  # at 1 pipelines do without the empty prompt, and cannot do otherwise later
-        scales = [max(one, 1 + 1e-6) for one in scales]
-    call["guidance_scale"] = scales[0]
-
-    def evaluated(j):
-        pipe._guidance_scale = scales[min(j + 1, evaluations - 1)]
-
-    return evaluated
+    guide = _Guide(pipe, scale)
+    call["guidance_scale"] = max([float(one) for one in scale], default=1.0)
+    return guide
 
 
-def _strength(inv, skip, call):
+def _strength(pipe, call, inv, schedule, begin, given):
     """The share of the steps that is drawn, in the middle of the values that give that many."""
-    if "strength" in call:
+    if given is not None:
+        return given
+    if begin == inv.start and schedule.own and call.get("strength") is not None:
         return call["strength"]
-    evaluations, done = len(inv.timesteps) + inv.start, inv.start + skip
-    steps = call.get("num_inference_steps")
-    if not done or not steps:
-        return 1.0
-    return min(1.0, (steps - done * steps / evaluations + 0.5) / steps)
+    own = [call.get(name) for name in SCHEDULE[1:]]
+    steps = next((len(one) for one in own if one is not None), None) or call.get(SCHEDULE[0])
+    if steps is None:
+        default = getattr(parameters(pipe).get(SCHEDULE[0]), "default", None)
+        steps = default if isinstance(default, int) else -(-schedule.count // schedule.order)
+    return min(1.0, (steps - begin / schedule.order + 0.5) / steps) if begin else 1.0
 
 
 # ------------------------------------------------------------------------------------------------------------------ correct
@@ -399,6 +536,8 @@ def correct(
     prompt: str | list[str] | None = None,
     *,
     latents: Any = None,
+    value_range: tuple[float, float] | None = None,
+    background: Any = "white",
     strength: float = 0.05,
     rounds: int = 2,
     radius: float | None = 2.0,
@@ -418,8 +557,8 @@ def correct(
     to be inverted then is the corrected image; how it differs from the image is in the output.  It is an inversion that
     stops before its first step.
 
-    pipe, image, prompt, latents, num_inference_steps, guidance_scale, generator, **pipe_kwargs: as `invert` takes them;
-    guidance and steps are those that the image will be drawn with.
+    pipe, image, prompt, latents, value_range, background, num_inference_steps, guidance_scale, generator, **pipe_kwargs: as
+    `invert` takes them; guidance and steps are those that the image will be drawn with.
     strength: above 0, at most 1; 0.05 are 2 of 50 steps.  At least one step is taken.  rounds: at least 1.
     radius: how far an image may be moved, in multiples of the autoencoder's own error |encode(decode(z)) - z|; None: as far
     as it goes.
@@ -433,7 +572,8 @@ def correct(
     correction = Correction(strength, rounds, radius, noise, seed, only=True)
     _check_correction(pipe, correction, order)
     given = {"prompt": prompt, "num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
-    source, call = _read(pipe, image, latents, given, pipe_kwargs)
+    reading = {"latents": latents, "value_range": value_range, "background": background}
+    source, call = _read(pipe, image, reading, given, pipe_kwargs)
     driver = Driver(pipe, encode_source(pipe, source), call, generator, source.size)
     correction = _with_radii(correction, driver, driver.target)
     order = order if order != "auto" else "passes" if reads_index(type(pipe)) else "reversed"
@@ -480,10 +620,10 @@ def _with_radii(correction, driver, encoded):
 def round_trip_error(pipe, latents, height, width):
     """|encode(decode(z)) - z| of each of the latents, [B] float64: what the autoencoder itself cannot tell apart.
 
-    Raises ValueError for pipelines without an autoencoder of images.
+    Raises ValueError for pipelines without an autoencoder.
     """
-    if (latents.ndim == 5 and latents.shape[2] > 1) or autoencoder(pipe) is None:
-        raise ValueError(f"radius must be None: {type(pipe).__name__} has no autoencoder of images to measure it by")
+    if autoencoder(pipe) is None:
+        raise ValueError(f"radius must be None: {type(pipe).__name__} has no autoencoder to measure it by")
     again = encode_pixels(pipe, decode(pipe, latents, height=height, width=width) * 2 - 1)
     return norms(again.float() - latents.float())
 

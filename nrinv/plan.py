@@ -44,6 +44,7 @@ class Task:
 
     solver: `open(sampler, target, ...)` makes the machine; given: its further options.  order: "reversed" or "passes".
     strength: invert the last part of the steps only.  seed: of the natural guess.  correction: what is done before, or None.
+    observe: keep where the network was evaluated last, and what it answered.
     """
 
     solver: Any
@@ -52,6 +53,7 @@ class Task:
     strength: float = 1.0
     seed: int = 0
     correction: Correction | None = None
+    observe: bool = False
 
     @property
     def passes(self):

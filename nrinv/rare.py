@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from diffusers.utils import BaseOutput
 
+from .autoencoder import draw_pixels
 from .call import Call, known_names
-from .images import draw_pixels
 from .inversion import InversionOutput
 from .known import autoencoder
 from .path import centroid, interpolate, like_sampler
@@ -91,7 +91,7 @@ def rare(
         references = invert(pipe, images, reference_prompt or prompt, seed=seed, **options)
     _check_count(references.latents)
     latents = _seeds(references.latents, num, spread, seed)
-    call = {**references.call, **pipe_kwargs}
+    call = {**references.whole_call.part(range(1)), **pipe_kwargs}
     call = Call({name: value for name, value in call.items() if "prompt" not in name or name.startswith("negative")})
     if scorer:  # drawings are compared with the references as the pipeline draws them
         features = scorer.image_features(generate(pipe, references, output_type="pt").images.float().cpu()).detach()

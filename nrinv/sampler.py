@@ -25,8 +25,10 @@ from .known import (
     TIMESTEP_PER_SAMPLE,
     USE,
     USE_FLOW,
+    check_methods,
     is_one_of,
     refusal,
+    step_signature,
 )
 
 # A scheduler computes in float32 at worst; clipping and thresholding change the result by far more than this.
@@ -189,6 +191,7 @@ def _check_class(scheduler):
     """Refuse what is known not to be a linear sampler, and what is known to hand `step` more than samples."""
     if (why := refusal(scheduler, REFUSED_SCHEDULERS)) is not None:
         raise ValueError(f"scheduler: {why[0]} cannot be inverted: it {why[1]}")
+    check_methods(scheduler)
     name = type(scheduler).__name__
     for option, (refused, what, instead) in REFUSED_OPTIONS.items():
         if refused(value := _option(scheduler, option)):
@@ -304,7 +307,7 @@ def _run(scheduler, start, stop, step_kwargs, state, model_output):
     Yields timestep, scaled model input and new sample.  Ends early at a timestep that is only the end of the last step.
     """
     name = type(scheduler).__name__
-    parameters = inspect.signature(scheduler.step).parameters
+    parameters = step_signature(type(scheduler)).parameters
     step_kwargs = {key: value for key, value in step_kwargs.items() if key not in MIRRORED}
     if "return_dict" in parameters:
         step_kwargs["return_dict"] = False

@@ -92,6 +92,7 @@ class RandomState:
     """The state of the caller's generators and of the global ones: a call that is repeated must draw the same again."""
 
     def __init__(self, generator):
+        self._single = not isinstance(generator, (list, tuple))
         one = [generator] if isinstance(generator, torch.Generator) else list(generator or [])
         self._own = [(each, each.get_state()) for each in one]
         self._cpu = torch.get_rng_state()
@@ -103,6 +104,21 @@ class RandomState:
         torch.set_rng_state(self._cpu)
         if self._cuda is not None:
             torch.cuda.set_rng_state_all(self._cuda)
+
+    def drawn(self, device):
+        """The generators as they were before something was drawn since, new ones; None if nothing was.
+
+        Where the caller has given none it is one like the global one that pipelines on `device` draw from.
+        """
+        before = self._own
+        if not before:
+            cuda = torch.device(device).type == "cuda" and self._cuda is not None
+            own = torch.cuda.default_generators[torch.device(device).index or 0] if cuda else torch.default_generator
+            before = [(own, self._cuda[own.device.index] if cuda else self._cpu)]
+        if all(torch.equal(one.get_state(), state) for one, state in before):
+            return None
+        found = [torch.Generator(one.device).set_state(state) for one, state in before]
+        return found[0] if self._single else found
 
 
 @contextmanager

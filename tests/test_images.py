@@ -1,5 +1,6 @@
 """What an input is: images of every kind, masks, latents; the right values are known."""
 
+import io
 import warnings
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
 import nrinv
-from nrinv.images import read_images, read_mask, read_source
+from nrinv.images import read_arguments, read_images, read_mask, read_source
 
 SIZE = 24
 
@@ -200,6 +201,142 @@ def test_a_background_must_be_a_colour():
             unit(full(0.5), background=wrong)
 
 
+def half_grey(dtype=np.float32, shape=(SIZE, SIZE, 3)):
+    high = {"u": 2**15, "f": 0.5}[np.dtype(dtype).kind] if np.dtype(dtype).itemsize > 1 else 128
+    return np.full(shape, high, dtype)
+
+
+def read_only(array):
+    array.setflags(write=False)
+    return array
+
+
+def animated(at):
+    frames = [Image.new("L", (SIZE, SIZE), value) for value in (0, 128)]
+    held = io.BytesIO()
+    frames[0].save(held, "GIF", save_all=True, append_images=frames[1:])
+    opened = Image.open(held)
+    opened.seek(at)
+    return opened
+
+
+def jpeg_in_cmyk():
+    held = io.BytesIO()
+    Image.new("RGB", (SIZE, SIZE), (128, 128, 128)).convert("CMYK").save(held, "JPEG", quality=100)
+    return Image.open(held)
+
+
+def palette_with_transparency():
+    image = Image.new("P", (SIZE, SIZE), 1)
+    image.putpalette([255, 0, 0, 0, 0, 0])
+    image.info["transparency"] = bytes([255, 127])
+    return image
+
+
+# What people have; each is half grey.
+GREY = {
+    "float64": half_grey(np.float64),
+    "float16": half_grey(np.float16),
+    "big-endian": half_grey(">f4"),
+    "big-endian 16 bits": half_grey(">u2"),
+    "uint16 colours": half_grey(np.uint16),
+    "long double": half_grey(np.longdouble),
+    "negative strides": half_grey()[::-1, ::-1],
+    "negative strides, bytes": half_grey(np.uint8)[::-1],
+    "every second pixel": half_grey(np.uint8, (2 * SIZE, 2 * SIZE, 3))[::2, ::2],
+    "BGR turned": half_grey(np.uint8)[..., ::-1],
+    "Fortran order": np.asfortranarray(half_grey()),
+    "read-only": read_only(half_grey()),
+    "one channel last": half_grey(np.uint8, (SIZE, SIZE, 1)),
+    "no channel": half_grey(np.float64, (SIZE, SIZE)),
+    "grey and alpha": np.concatenate([half_grey(shape=(SIZE, SIZE, 1)), full(1, shape=(SIZE, SIZE, 1))], -1),
+    "requires gradients": torch.full((3, SIZE, SIZE), 0.5, requires_grad=True),
+    "bfloat16": torch.full((3, SIZE, SIZE), 0.5, dtype=torch.bfloat16),
+    "channels_last": torch.full((1, 3, SIZE, SIZE), 0.5).to(memory_format=torch.channels_last),
+    "expanded": torch.full((1, 1, 1), 0.5).expand(3, SIZE, SIZE),
+    "transposed": torch.full((SIZE, SIZE, 3), 0.5).permute(2, 0, 1),
+    "a frame of a GIF": animated(1),
+    "CMYK JPEG": jpeg_in_cmyk(),
+    "half transparent palette": palette_with_transparency(),
+    "PIL and array": [Image.new("RGB", (SIZE, SIZE), (128, 128, 128)), half_grey(np.uint8), half_grey()],
+    "tuple": (half_grey(np.uint8),),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", GREY)
+def test_what_people_have_is_read(name):
+    read = unit(GREY[name])
+    assert (
+        read.shape[1:] == (3, SIZE, SIZE)
+        and not read.requires_grad
+        and torch.allclose(read.float(), torch.tensor(0.5), atol=1e-2 if "JPEG" in name or "GIF" in name else 4e-3)
+    )
+
+
+# What is none; each is refused, and the error names the argument and what was given.
+NOTHING = {
+    "channels first in an array": (
+        np.zeros((3, SIZE, SIZE), np.uint8),
+        r"got shape \(3, 24, 24\); channels come last in arrays",
+    ),
+    "channels last in a tensor": (torch.zeros(SIZE, SIZE, 3), r"got shape \(24, 24, 3\); channels come last in arrays"),
+    "no images": (np.zeros((0, SIZE, SIZE, 3), np.uint8), r"got shape \(0, 24, 24, 3\)"),
+    "no tensors": (torch.zeros(0, 3, SIZE, SIZE), r"got shape \(0, 3, 24, 24\)"),
+    "no pixels": (np.zeros((0, 0, 3), np.uint8), "at least 2 pixels a side, got 0x0"),
+    "no channels": (np.zeros((SIZE, SIZE, 0), np.uint8), r"got shape \(24, 24, 0\)"),
+    "a row": (np.zeros(SIZE, np.uint8), r"got shape \(24,\)"),
+    "one pixel": (torch.zeros(3, 1, 1), "at least 2 pixels a side, got 1x1"),
+    "on no device": (torch.zeros(3, SIZE, SIZE, device="meta"), "a tensor without values"),
+    "infinite": (full(np.inf), "must be finite"),
+    "complex": (torch.zeros(3, SIZE, SIZE, dtype=torch.complex64), "got complex64"),
+    "strings": (np.full((SIZE, SIZE, 3), "a"), "must hold uint8"),
+    "objects": (np.full((SIZE, SIZE, 3), None), "got object"),
+    "int8": (np.zeros((SIZE, SIZE, 3), np.int8), "got int8"),
+    "uint32": (np.zeros((SIZE, SIZE, 3), np.uint32), "got uint32"),
+    "bytes": (b"\x89PNG", "got bytes"),
+    "an open file": (io.BytesIO(b"\x89PNG"), "got BytesIO"),
+    "a number": (3, "got int"),
+    "a list of rows": ([[0.5, 0.5], [0.5, 0.5]], "draws images, not videos.*a list in a list"),
+    "an empty list": ([], "got an empty list"),
+    "nothing": (None, "got NoneType"),
+    "a name that is no file": ("no such file.png", "'no such file.png' cannot be read"),
+    "a name with a zero": ("a\0b", "cannot be read"),
+    "a folder": (".", "cannot be read as an image"),
+}
+
+
+@pytest.mark.parametrize("name", NOTHING)
+def test_what_is_nothing_is_refused(name):
+    given, message = NOTHING[name]
+    with pytest.raises(ValueError, match=f"^image.*{message}"):
+        unit(given)
+
+
+def test_files_that_are_no_images_are_refused(tmp_path, monkeypatch):
+    whole = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(whole, "PNG")
+    broken = bytearray(whole.getvalue())
+    broken[200:260] = bytes(60)
+    contents = {"photo.heic": b"\0\0\0\x18ftypheic" + bytes(64), "cut.png": whole.getvalue()[:4000], "broken.png": broken}
+    for name, content in {**contents, "empty.png": b"", "text.jpg": b"hello"}.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=f"^image: .*{name}' cannot be read as an image"):
+            unit(tmp_path / name)
+    with Image.open(io.BytesIO(whole.getvalue()[:4000])) as cut, pytest.raises(ValueError, match="cannot be read"):
+        unit(cut)
+    (tmp_path / "whole.png").write_bytes(whole.getvalue())
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ValueError, match=r"cannot be read as an image: .*decompression bomb"):
+        unit(tmp_path / "whole.png")
+
+
+def test_sizes_must_be_numbers_of_pixels():
+    for wrong in (0, -8, 8.0, "8"):
+        with pytest.raises(ValueError, match=f"height must be a whole number of pixels of at least 1, got {wrong!r}"):
+            unit(full(0.5), height=wrong)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_sums_do_not_overflow(dtype):
     assert is_all(unit(torch.ones(3, 512, 512, dtype=dtype)), 1.0)
@@ -228,6 +365,7 @@ def test_latents_are_said_to_be_latents():
         (z.numpy(), "latents must be a tensor of floating-point numbers.*got .*ndarray"),
         (z.long(), "latents must be a tensor of floating-point numbers"),
         ([], "latents must be a tensor"),
+        (z[:0], "latents must hold latents of at least one sample"),
         (z / 0, "latents must be finite"),
         ([z, z[..., 1:]], "latents must hold latents of one shape"),
     ):
@@ -250,13 +388,32 @@ def test_encode_and_invert_take_latents(turbo):
             function(turbo, z, "owl", latents=z)
 
 
+def test_invert_and_correct_read_as_encode_does(turbo):
+    rgba = np.full((64, 64, 4), (0, 0, 0, 0), np.uint16)
+    rgba[16:48, 16:48] = (4095, 2000, 0, 4095)
+    reading = {"value_range": (0, 4095), "background": "blue"}
+    z = nrinv.encode(turbo, rgba, **reading)
+    want = np.zeros((64, 64, 3), np.float32)
+    want[..., 2] = 1
+    want[16:48, 16:48] = (1, 2000 / 4095, 0)
+    assert torch.allclose(z, nrinv.encode(turbo, want), atol=1e-4)
+    call = {"num_inference_steps": 1, "guidance_scale": 1.0}
+    found = nrinv.invert(turbo, rgba, "owl", **call, max_nfe=1, return_trajectory=True, **reading)
+    assert torch.allclose(found.trajectory[-1], z)
+    corrected = nrinv.correct(turbo, rgba, "owl", **call, rounds=1, **reading)
+    assert torch.allclose(corrected.latents, nrinv.correct(turbo, want, "owl", **call, rounds=1).latents, atol=1e-3)
+    for function in (nrinv.encode, nrinv.invert, nrinv.correct):
+        with pytest.raises(ValueError, match=r"got 0\.\.4095; give others with value_range=\(low, high\)"):
+            function(turbo, rgba.astype(np.float32), height=64, width=64)
+
+
 def test_latents_of_three_frames_are_no_image():
     pipe, _, _ = zoo.make("CogVideoX")  # [B, F, C, h, w] with 4 channels
     z = zoo.randn(1, 3, 4, 8, 8)
     assert torch.equal(read_images(pipe, z), z)
     with pytest.raises(ValueError, match="may be both"):
         read_images(pipe, torch.rand(1, 3, 4, 8, 8))
-    with pytest.raises(ValueError, match=r"image: latents of .* cannot have shape \(1, 3, 5, 8, 8\), and a video cannot be"):
+    with pytest.raises(ValueError, match="image must have 3 channels"):
         read_images(pipe, zoo.randn(1, 3, 5, 8, 8))
 
 
@@ -317,6 +474,91 @@ def test_img2img_pipelines_are_handed_what_was_read(turbo, held_out, tmp_path):
     grey = image.convert("L").resize((80, 70))
     found = nrinv.invert(pipe, grey, "owl", num_inference_steps=2, guidance_scale=1.0, max_nfe=1, height=64, width=64)
     assert found.call["image"].shape == (1, 3, 64, 64) and found.latents.shape == (1, 4, 16, 16)
+
+
+# ----------------------------------------------------------------------------------------------------- the call's own images
+
+
+def turned(image):
+    """A file's image, stored on its side, with what says so."""
+    stored = image.transpose(Image.Transpose.ROTATE_90)
+    stored.getexif()[0x0112] = 6
+    return stored
+
+
+def test_images_and_masks_of_an_inpainting_call_are_read(tmp_path):
+    pipe, call, _ = zoo.make("SD, inpainting")
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8))
+    mask = np.zeros((32, 32), np.uint8)
+    mask[:, 16:] = 255
+    alpha = Image.new("RGB", (32, 32))
+    alpha.putalpha(Image.fromarray(mask))
+    for name, one in {"image": image, "mask": Image.fromarray(mask), "alpha": alpha}.items():
+        one.save(tmp_path / f"{name}.png")
+    deep = Image.fromarray(mask.astype(np.uint16) * 257)
+    want = {
+        "image": torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 255,
+        "mask_image": torch.from_numpy(mask)[None, None] / 255,
+    }
+    ways = [
+        (tmp_path / "image.png", str(tmp_path / "mask.png")),
+        (turned(image), tmp_path / "alpha.png"),
+        (image.convert("RGBA"), deep),
+        (np.asarray(image), mask > 0),
+        ([image], [Image.fromarray(mask)]),
+        (Image.fromarray(np.asarray(image).repeat(2, 0).repeat(2, 1)), mask.repeat(2, 0).repeat(2, 1)),
+    ]
+    call = {name: value for name, value in call.items() if name not in want}
+    options = {"num_inference_steps": 2, "max_nfe": 1, "generator": torch.Generator()}
+    inv = nrinv.invert(pipe, image, **options, **call, mask_image=want["mask_image"])
+    stock = nrinv.generate(pipe, inv, output_type="latent", generator=torch.Generator(), **want).images
+    halved = np.array(ways[-1][0].resize((32, 32), Image.Resampling.LANCZOS))
+    halved = {**want, "image": torch.from_numpy(halved).permute(2, 0, 1)[None] / 255}
+    for number, (picture, drawn) in enumerate(ways):
+        if number == len(ways) - 1:  # in another size
+            stock = nrinv.generate(pipe, inv, output_type="latent", generator=torch.Generator(), **halved).images
+        other = nrinv.invert(pipe, image, **options, **call, mask_image=drawn)
+        assert torch.equal(other.call["mask_image"].round(), want["mask_image"]), number
+        read = nrinv.generate(
+            pipe, inv, output_type="latent", generator=torch.Generator(), image=picture, mask_image=drawn
+        ).images
+        assert torch.allclose(read, stock, atol=1e-5), number
+    with pytest.raises(ValueError, match="mask_image must be an image"):
+        nrinv.generate(pipe, inv, mask_image=mask[..., None].repeat(3, -1))
+    with pytest.raises(ValueError, match=r"image: .* cannot be read as an image"):
+        nrinv.generate(pipe, inv, image="no such file.png")
+
+
+def test_control_images_are_shown_as_they_are_meant(tmp_path):
+    pipe = stand_in()
+    left = Image.new("RGB", (2 * SIZE, SIZE))
+    left.paste("white", (0, 0, SIZE, SIZE))
+    turned(left).save(tmp_path / "turned.png", exif=turned(left).getexif())
+    deep = Image.fromarray(ramp(65535, np.uint16))
+    given = {
+        "control_image": tmp_path / "turned.png",
+        "image": [icon("RGBA"), deep, left],
+        "ip_adapter_image": [[str(tmp_path / "turned.png")]],
+        "conditioning_frames": [turned(left)],
+        "image_embeds": torch.ones(1),
+        "prompt": "an image.png",
+        "original_size": (64, 64),
+    }
+    read = read_arguments(pipe, given)
+    assert (
+        read["prompt"] == "an image.png"
+        and read["original_size"] == (64, 64)
+        and read["image_embeds"] is given["image_embeds"]
+    )
+    for upright in (read["control_image"], read["ip_adapter_image"][0][0], read["conditioning_frames"][0]):
+        assert np.array_equal(np.asarray(upright), np.asarray(left))
+    clear, grey, plain = read["image"]
+    assert clear.mode == "RGB" and np.asarray(clear).min() == 255 and plain.mode == "RGB"
+    assert grey.mode == "RGB" and abs(np.asarray(grey)[..., 0] - np.asarray(deep) / 257).max() <= 0.51
+    layered = stand_in()
+    layered.vae.config["input_channels"] = 4
+    assert read_arguments(layered, {"image": icon("RGBA")})["image"].mode == "RGBA"
 
 
 # -------------------------------------------------------------------------------------------------------------------- masks

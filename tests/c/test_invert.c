@@ -64,7 +64,7 @@ check_first_order(const char *label, toy_form f, bool linear)
         for (int b = 0; b < TOY_B; b++) {
             CHECK_NEAR(toy_distance(TOY_D, out.latents[b], start[b]), 0, 1e-5);
             CHECK(out.reason[b] == NRI_TOL);
-            CHECK(variant < 3 ? isnan(out.error[b]) : out.error[b] < 1e-5);
+            CHECK(out.measured[b] == (variant >= 3) && out.error[b] < 1e-5);
             int nfe = 0;
             for (int j = 0; j < f.E; j++) {
                 CHECK(out.residual[j][b] <= 1e-6);
@@ -136,6 +136,31 @@ check_verify(const char *label, toy_form f)
     }
 }
 
+/* What an inversion says of its error without having measured it is near what a replay shows. */
+static void
+check_estimate(const char *label, toy_form f)
+{
+    double start[TOY_B][TOY_D], states[TOY_E + 1][TOY_D];
+    toy_network net = toy_make_network(TOY_D, false, 0.9, 45);
+    toy_problem p = toy_make_problem(&f, &net, TOY_B, 46, start);
+    check_label = label;
+    for (int max_nfe = 2; max_nfe <= 4; max_nfe++) {
+        nri_options o = exact;
+        o.tol = 0;
+        o.max_nfe = max_nfe;
+        for (int fixed_point = 0; fixed_point < 2; fixed_point++) {
+            o.solver = fixed_point ? NRI_FIXED_POINT : NRI_ANDERSON;
+            toy_outcome out = invert(&f, &net, o, &p, toy_sound);
+            for (int b = 0; b < TOY_B; b++) {
+                replay(&f, &net, &p, &out, b, states);
+                double error = reconstruction_error(&p, b, states[f.E]);
+                CHECK(!out.measured[b] && out.growth[b] > 0 && error > 1e-6);
+                CHECK(out.error[b] > error / 2 && out.error[b] < 4 * error);
+            }
+        }
+    }
+}
+
 /* The trajectory that belongs to the best round is returned, not that of the last. */
 static void
 check_best_trajectory(void)
@@ -197,7 +222,7 @@ check_unmeasured_trajectory(void)
     o.verify = o.trajectory = true;
     toy_outcome out = invert(&f, &net, o, &p, (toy_fault){f.E + 1, f.E + 1, 1u << 2, false});
     for (int b = 0; b < TOY_B; b++) {
-        CHECK(isnan(out.error[b]) == (b == 2));
+        CHECK(isnan(out.error[b]) == (b == 2) && out.measured[b] == (b != 2));
         CHECK((out.reason[b] == NRI_NON_FINITE) == (b == 2));
         CHECK(memcmp(out.trajectory[0][b], out.latents[b], sizeof(out.latents[b])) == 0);
     }
@@ -663,6 +688,8 @@ test_invert(void)
     check_verify("verify ancestral", toy_ancestral(5));
     check_verify("verify adams", toy_adams(5));
     check_verify("verify heun", toy_heun(3));
+    check_estimate("estimate euler", toy_euler(5));
+    check_estimate("estimate denoiser", toy_denoiser(5, true, 0, 10, 0.5));
     check_best_trajectory();
     check_trajectory();
     check_unmeasured_trajectory();

@@ -311,6 +311,8 @@ collect(const nri_inversion *inv, nri_space *v, int E, int K, toy_outcome *out)
         out->failed[b] = result.failed[b];
         out->reason[b] = result.reason[b];
         out->error[b] = result.error[b];
+        out->growth[b] = result.growth[b];
+        out->measured[b] = result.measured[b];
     }
     out->evaluations = result.evaluations;
     return NRI_OK;

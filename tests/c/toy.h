@@ -74,7 +74,8 @@ typedef struct {
 
 typedef struct {
     float latents[TOY_B][TOY_D], trajectory[TOY_E + 1][TOY_B][TOY_D], noises[TOY_K][TOY_B][TOY_D];
-    double residual[TOY_E][TOY_B], error[TOY_B];
+    double residual[TOY_E][TOY_B], error[TOY_B], growth[TOY_B];
+    bool measured[TOY_B];
     int step_nfe[TOY_E][TOY_B], nfe[TOY_B], restarts[TOY_B], rejected[TOY_B], failed[TOY_B], evaluations;
     int64_t limit; /* nri_inversion_max_evaluations */
     nri_reason reason[TOY_B];
