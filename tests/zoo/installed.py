@@ -25,7 +25,7 @@ class Missing(ImportError):
 
 def existing(name):
     """The class of this name; raises `Missing`."""
-    for library in (diffusers, transformers):
+    for library in (diffusers, diffusers.schedulers, transformers):  # some schedulers are not exported further
         try:
             return getattr(importlib.import_module(ELSEWHERE[name]) if name in ELSEWHERE else library, name)
         except (AttributeError, ImportError, RuntimeError):  # RuntimeError: a pipeline whose text encoder is missing
