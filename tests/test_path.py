@@ -28,15 +28,15 @@ geodesic = partial(nrinv.interpolate, method="geodesic")
 
 
 def weight(r, size):
-    return -((size - 1) * np.log(r) - r * r / 2 - (size / 2 - 1) * math.log(2) - gammaln(size / 2))
+    return -((size - 1) * r.log() - r * r / 2 - (size / 2 - 1) * math.log(2) - gammaln(size / 2))
 
 
 def polyline(points, size, parts=20):
-    """The length of a chain of points [n, 2] in the metric, each chord in `parts`."""
-    t = (np.arange(parts) + 0.5) / parts
-    chords = np.diff(points, axis=0)
+    """The length of a chain of points [n, 2] in the metric, each chord in `parts`; a tensor."""
+    t = (torch.arange(parts, dtype=points.dtype) + 0.5) / parts
+    chords = points.diff(dim=0)
     within = points[:-1, None] + chords[:, None] * t[:, None]
-    return float((weight(np.linalg.norm(within, axis=2), size).mean(1) * np.linalg.norm(chords, axis=1)).sum())
+    return (weight(within.norm(dim=2), size).mean(1) * chords.norm(dim=1)).sum()
 
 
 @pytest.mark.parametrize(("first", "second"), [(1.0, 1.0), (0.85, 0.95), (1.1, 1.2), (0.8, 1.2)])
@@ -48,14 +48,21 @@ def test_no_chain_of_points_is_shorter(first, second, theta):
     a, b = first * norm * np.array([1, 0]), second * norm * np.array([math.cos(theta), math.sin(theta)])
     angles, norms = np.linspace(0, theta, count + 2), np.linspace(first * norm, second * norm, count + 2)
     start = np.stack([norms * np.cos(angles), norms * np.sin(angles)], 1)[1:-1]
-    found = minimize(lambda x: polyline(np.vstack([a, x.reshape(-1, 2), b]), size, 6), start.ravel(), method="L-BFGS-B")
+    ends = torch.from_numpy(np.stack([a, b]))
+
+    def length_and_slope(x):
+        x = torch.from_numpy(x).requires_grad_()
+        length = polyline(torch.cat([ends[:1], x.view(-1, 2), ends[1:]]), size, 6)
+        return length.item(), torch.autograd.grad(length, x)[0].numpy()
+
+    found = minimize(length_and_slope, start.ravel(), method="L-BFGS-B", jac=True)
     x = torch.zeros(1, size, dtype=torch.float64)
     y = x.clone()
     x[0, :2], y[0, :2] = torch.from_numpy(a), torch.from_numpy(b)
     length = float(nrinv.path_length(x.float(), y.float())[0])
     assert length == pytest.approx(found.fun, rel=5e-3)
-    points = geodesic(x.float(), y.float(), 400)[:, 0, :2].double().numpy()
-    assert polyline(points, size) == pytest.approx(length, rel=1e-3)
+    points = geodesic(x.float(), y.float(), 400)[:, 0, :2].double()
+    assert float(polyline(points, size)) == pytest.approx(length, rel=1e-3)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -101,7 +108,7 @@ def test_the_points_are_evenly_spaced(spacing):
     norms = points.norm(dim=1)
     angles = torch.nn.functional.cosine_similarity(points[:-1], points[1:]).clamp(max=1).acos()
     chords = (points[1:] - points[:-1]).norm(dim=1)
-    weights = torch.from_numpy(weight(((norms[1:] + norms[:-1]) / 2).numpy(), 1024))
+    weights = weight((norms[1:] + norms[:-1]) / 2, 1024)
     gaps = {"metric": chords * weights, "angle": angles, "euclidean": chords}[spacing]
     assert float(gaps.max() / gaps.median()) < 1.1
     assert float(gaps[1:-1].min() / gaps.median()) > 0.9

@@ -60,12 +60,14 @@ def test_an_image_that_several_noises_draw_is_drawn_again_from_one_of_them(base)
     call = {"num_inference_steps": 20, "guidance_scale": 3.0}
     noise = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(5))[1:]
     drawn = base(captions, latents=noise, output_type="latent", **call).images
-    solver, gaps = nrinv.Solver(depth=10), []
-    for seed in range(3):  # the step stalls near 1e-3, where rounding decides: the best of three
+    solver = nrinv.Solver(depth=10)
+    for seed in range(3):  # the step stalls near 1e-3, where rounding decides: one of three
         inv = nrinv.invert(base, drawn, captions, tol=1e-5, max_nfe=80, solver=solver, seed=seed, **call)
         assert distance(inv.latents, noise).max() > 0.1
-        gaps.append(float(distance(nrinv.generate(base, inv, output_type="latent").images, drawn).max()))
-    assert min(gaps) < 1e-3
+        gap = float(distance(nrinv.generate(base, inv, output_type="latent").images, drawn).max())
+        if gap < 1e-3:
+            break
+    assert gap < 1e-3
 
 
 @pytest.mark.parametrize(

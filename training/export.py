@@ -18,6 +18,7 @@ from distill import turbo_scheduler
 from images import load
 from loop import WORK
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer, VisionTextDualEncoderModel
 
 MODELS = Path("nrinv/models")
@@ -68,20 +69,34 @@ def export_tokenizer(tokenizer, folder):
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
 
 
+def export_with_inner_names(model, folder):
+    """Save a model that holds a CLIPTextModel, its weights called as on the hub: `text_model.` once more than transformers 5
+    saves.  Every release reads these names; those before 5 read no others."""
+    model.save_pretrained(folder)
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    outer = "text_model." if any(name.startswith("vision_model.") for name in weights) else ""
+    inner = f"{outer}text_model."
+    if not any(name.startswith(inner) for name in weights):
+        names = {name: inner + name.removeprefix(outer) if name.startswith(outer) else name for name in weights}
+        save_file({names[name]: weight for name, weight in weights.items()}, path, {"format": "pt"})
+
+
 def export_models():
     base = StableDiffusionPipeline.from_pretrained(WORK / "base", safety_checker=None).to(torch.float16)
     turbo = StableDiffusionPipeline.from_pretrained(WORK / "turbo", safety_checker=None).to(torch.float16)
     for kind in ("base", "turbo", "scorer"):
         for part in (MODELS / kind).glob("*/"):
             shutil.rmtree(part)
-    for name in ("text_encoder", "unet", "scheduler"):
+    export_with_inner_names(base.text_encoder, MODELS / "base" / "text_encoder")
+    for name in ("unet", "scheduler"):
         getattr(base, name).save_pretrained(MODELS / "base" / name)
     # Not the pipeline's copy: the decoder may have been trained further since.
     AutoencoderKL.from_pretrained(WORK / "vae").half().save_pretrained(MODELS / "base" / "vae")
     export_tokenizer(CLIPTokenizer.from_pretrained(WORK / "tokenizer"), MODELS / "base" / "tokenizer")
     turbo.unet.save_pretrained(MODELS / "turbo" / "unet")
     turbo_scheduler().save_pretrained(MODELS / "turbo" / "scheduler")
-    VisionTextDualEncoderModel.from_pretrained(WORK / "scorer").half().save_pretrained(MODELS / "scorer")
+    export_with_inner_names(VisionTextDualEncoderModel.from_pretrained(WORK / "scorer").half(), MODELS / "scorer")
 
 
 def main():

@@ -22,6 +22,27 @@ CALLS = {
 SIZE = 64  # pixels of an image's side
 
 
+def _load(model: Any, folder: Path, dtype: Any) -> Any:
+    """The model of class `model` with the weights in `folder`.  Raises RuntimeError unless these are exactly the model's.
+
+    Libraries only warn of a weight that they do not find, and leave it at random.  The dtype is set afterwards: the name of
+    that argument differs between releases of transformers.
+    """
+    loaded, info = model.from_pretrained(folder, output_loading_info=True)
+    wrong = [
+        f"{kind} {', '.join(sorted(map(str, info[f'{kind}_keys']))[:3])}"
+        for kind in ("missing", "unexpected", "mismatched")
+        if info[f"{kind}_keys"]
+    ]
+    if wrong:
+        library = model.__module__.split(".")[0]
+        raise RuntimeError(
+            f"the weights in {folder} are not those of {library}'s {model.__name__} ({'; '.join(wrong)}): "
+            f"install a release of {library} that nrinv's metadata allows"
+        )
+    return loaded.to(dtype)
+
+
 class DemoImage(NamedTuple):
     """A picture: `image` 64x64 RGB, its `caption`, the `concept` it shows, its `style`, `split` and `licence`."""
 
@@ -40,7 +61,7 @@ class DemoImage(NamedTuple):
 def demo_pipeline(kind: str = "turbo", *, torch_dtype: Any = None) -> Any:
     """The embedded StableDiffusionPipeline `kind`, "turbo" or "base", on the CPU; loads in a second, offline.
 
-    torch_dtype: default float32.  Raises ValueError for another kind.
+    torch_dtype: default float32.  Raises ValueError for another kind, RuntimeError where weights do not fit the models.
     """
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
@@ -55,12 +76,12 @@ def demo_pipeline(kind: str = "turbo", *, torch_dtype: Any = None) -> Any:
     from transformers import CLIPTextModel, CLIPTokenizer
 
     scheduler = {"turbo": EulerDiscreteScheduler, "base": DDIMScheduler}[kind]
-    dtype = {"torch_dtype": torch_dtype or torch.float32}
+    dtype = torch_dtype or torch.float32
     pipe = StableDiffusionPipeline(
-        vae=AutoencoderKL.from_pretrained(HERE / "base" / "vae", **dtype),
-        text_encoder=CLIPTextModel.from_pretrained(HERE / "base" / "text_encoder", **dtype),
+        vae=_load(AutoencoderKL, HERE / "base" / "vae", dtype),
+        text_encoder=_load(CLIPTextModel, HERE / "base" / "text_encoder", dtype),
         tokenizer=CLIPTokenizer.from_pretrained(HERE / "base" / "tokenizer"),
-        unet=UNet2DConditionModel.from_pretrained(HERE / kind / "unet", **dtype),
+        unet=_load(UNet2DConditionModel, HERE / kind / "unet", dtype),
         scheduler=scheduler.from_pretrained(HERE / kind / "scheduler"),
         safety_checker=None,
         feature_extractor=None,
@@ -137,10 +158,13 @@ class Scorer:
 
 
 def scorer() -> Scorer:
-    """The embedded `Scorer`, on the CPU in float32; loads in a second, offline."""
+    """The embedded `Scorer`, on the CPU in float32; loads in a second, offline.
+
+    Raises RuntimeError where weights do not fit the model.
+    """
     import torch
     from transformers import CLIPTokenizer, VisionTextDualEncoderModel
 
-    model = VisionTextDualEncoderModel.from_pretrained(HERE / "scorer", dtype=torch.float32)
+    model = _load(VisionTextDualEncoderModel, HERE / "scorer", torch.float32)
     model.eval().requires_grad_(False)
     return Scorer(model, CLIPTokenizer.from_pretrained(HERE / "base" / "tokenizer"))

@@ -1,7 +1,10 @@
 """Diffusion transformers of images before flow matching, and Sana: PixArt, HunyuanDiT, CogView and Latte too."""
 
 import torch
-from diffusers import (
+
+from . import case, randn, randomize, tame
+from .flow import SIGMAS, SIZE, MeanAutoencoder, absent, euler, image, vae
+from .installed import (
     AutoencoderDC,
     CogVideoXDDIMScheduler,
     CogVideoXDPMScheduler,
@@ -33,9 +36,6 @@ from diffusers import (
     SanaTransformer2DModel,
     SCMScheduler,
 )
-
-from . import case, randn, randomize, tame
-from .flow import SIGMAS, SIZE, MeanAutoencoder, absent, euler, image, vae
 
 EMBEDS = {"prompt_embeds": randn(1, 7, 32), "negative_prompt_embeds": randn(1, 7, 32, seed=2)}
 MASKS = {"prompt_attention_mask": torch.ones(1, 7), "negative_prompt_attention_mask": torch.ones(1, 7)}

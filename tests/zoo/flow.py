@@ -1,7 +1,13 @@
 """Flow matching: Stable Diffusion 3, Flux and the transformers that followed them."""
 
 import torch
-from diffusers import (
+from PIL import Image
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+
+from . import case, randn, randomize, tame
+from .installed import (
     AuraFlowPipeline,
     AuraFlowTransformer2DModel,
     AutoencoderKL,
@@ -47,11 +53,18 @@ from diffusers import (
     LongCatImageTransformer2DModel,
     OvisImagePipeline,
     OvisImageTransformer2DModel,
+    PreTrainedTokenizerFast,
     PRXPipeline,
     PRXPixelPipeline,
     PRXTransformer2DModel,
+    Qwen3Config,
+    Qwen3Model,
+    Qwen3VLConfig,
+    Qwen3VLModel,
     SD3ControlNetModel,
     SD3Transformer2DModel,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
     StableDiffusion3ControlNetInpaintingPipeline,
     StableDiffusion3ControlNetPipeline,
     StableDiffusion3Img2ImgPipeline,
@@ -60,21 +73,6 @@ from diffusers import (
     StableDiffusion3Pipeline,
     UniPCMultistepScheduler,
 )
-from PIL import Image
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from transformers import (
-    PreTrainedTokenizerFast,
-    Qwen3Config,
-    Qwen3Model,
-    Qwen3VLConfig,
-    Qwen3VLModel,
-    SmolLM3Config,
-    SmolLM3ForCausalLM,
-)
-
-from . import case, randn, randomize, tame
 from .sd import ddim
 
 SIZE = {"height": 32, "width": 32}

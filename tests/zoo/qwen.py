@@ -2,7 +2,13 @@
 
 import numpy as np
 import torch
-from diffusers import (
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from diffusers.models.modeling_outputs import AutoencoderKLOutput
+from PIL import Image
+
+from . import case, randn, randomize, tame
+from .flow import SCHEDULED, SHIFTING, SIGMAS, SIZE, STRENGTH, absent, euler, image, tokenizer, vae
+from .installed import (
     AdaptiveProjectedMixGuidance,
     AnyFlowPipeline,
     AnyFlowTransformer3DModel,
@@ -54,6 +60,8 @@ from diffusers import (
     StableAudioDiTModel,
     StableAudioPipeline,
     StableAudioProjectionModel,
+    UMT5Config,
+    UMT5EncoderModel,
     UniPCMultistepScheduler,
     ZImageControlNetModel,
     ZImageControlNetPipeline,
@@ -62,13 +70,6 @@ from diffusers import (
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-from diffusers.models.modeling_outputs import AutoencoderKLOutput
-from PIL import Image
-from transformers import UMT5Config, UMT5EncoderModel
-
-from . import case, randn, randomize, tame
-from .flow import SCHEDULED, SHIFTING, SIGMAS, SIZE, STRENGTH, absent, euler, image, tokenizer, vae
 
 EMBEDS = {"prompt_embeds": randn(1, 7, 32), "negative_prompt_embeds": randn(1, 7, 32, seed=2)}
 

@@ -6,9 +6,12 @@ scheduler = prepare("flow, dynamic", 10)        with its timesteps set, as the p
 
 from dataclasses import dataclass, field
 
+import diffusers
 import numpy as np
-from diffusers import schedulers
 from mixture import BETAS
+from packaging.version import Version
+
+from . import installed
 
 V = {"prediction_type": "v_prediction"}
 TRAILING = {"timestep_spacing": "trailing"}
@@ -23,7 +26,7 @@ class Config:
     """cls(**config) with set_timesteps(n, **timesteps) and step(..., **step_kwargs).
 
     kind: "epsilon", "v" or "flow", what the network predicts, or what comes nearest to it.  stochastic: it draws noise.
-    steps: the n to try.
+    steps: the n to try.  since: the release of diffusers from which on it is so.
     """
 
     cls: str
@@ -33,12 +36,13 @@ class Config:
     steps: tuple = (4, 10)
     timesteps: dict = field(default_factory=dict)
     step_kwargs: dict = field(default_factory=dict)
+    since: str = "0"
 
 
 SCHEDULERS = {}
 
 
-def _add(name, cls, *configs, betas=True, stochastic=False, steps=(4, 10), timesteps=None, step_kwargs=None):
+def _add(name, cls, *configs, betas=True, stochastic=False, steps=(4, 10), timesteps=None, step_kwargs=None, since="0"):
     config = {**(BETAS if betas else {})}
     for one in configs:
         config.update(one)
@@ -49,7 +53,7 @@ def _add(name, cls, *configs, betas=True, stochastic=False, steps=(4, 10), times
         steps = steps[:1]
     if name in SCHEDULERS:
         raise ValueError(f"two configurations are called {name!r}")
-    SCHEDULERS[name] = Config(cls, config, kind, stochastic, steps, timesteps or {}, step_kwargs or {})
+    SCHEDULERS[name] = Config(cls, config, kind, stochastic, steps, timesteps or {}, step_kwargs or {}, since)
 
 
 def _diffusion():
@@ -255,7 +259,7 @@ def _solvers():
         ("flow, order 3", {**FLOW_SIGMAS, "solver_order": 3}),
     ):
         _add(f"unipc, {name}", cls, more)
-    _add("unipc, flow, custom sigmas", cls, FLOW_SIGMAS, timesteps={"sigmas": np.linspace(1, 0.05, 10)})
+    _add("unipc, flow, custom sigmas", cls, FLOW_SIGMAS, timesteps={"sigmas": np.linspace(1, 0.05, 10)}, since="0.37")
 
 
 def _flow():
@@ -272,7 +276,9 @@ def _flow():
     for name, spacing in (("karras", KARRAS), ("exponential", EXPONENTIAL), ("beta", BETA)):
         _add(f"flow euler, {name}", cls, shift, spacing, betas=False)
     _add("flow euler, inverted", cls, {"invert_sigmas": True}, betas=False)
-    _add("flow euler, stochastic", cls, shift, {"stochastic_sampling": True}, betas=False, stochastic=True)
+    # Earlier releases draw its noise without the generator.
+    drawn = {"stochastic_sampling": True}
+    _add("flow euler, stochastic", cls, shift, drawn, betas=False, stochastic=True, since="0.39")
     _add("flow heun", "FlowMatchHeunDiscreteScheduler", shift, betas=False, steps=(2, 4, 10, 20))
     churn = {"s_churn": 2.0}
     _add("flow heun, churn", "FlowMatchHeunDiscreteScheduler", shift, betas=False, stochastic=True, step_kwargs=churn)
@@ -399,7 +405,9 @@ _flow()
 def make(name, **extra):
     """The scheduler, without timesteps; `extra` goes into its configuration."""
     one = SCHEDULERS[name]
-    return getattr(schedulers, one.cls)(**{**one.config, **extra})
+    if Version(diffusers.__version__) < Version(one.since):
+        raise installed.Missing(f"{name}: from diffusers {one.since} on")
+    return getattr(installed, one.cls)(**{**one.config, **extra})
 
 
 def prepare(name, steps=None):

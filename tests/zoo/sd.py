@@ -1,8 +1,12 @@
 """Stable Diffusion 1 and 2 and what is built on them: UNet pipelines with one text encoder."""
 
 import torch
-from diffusers import (
+
+from . import case, randn, randomize, tame
+from .installed import (
     AutoencoderKL,
+    CLIPTextConfig,
+    CLIPTextModel,
     ControlNetModel,
     DDIMScheduler,
     DPMSolverMultistepScheduler,
@@ -30,9 +34,6 @@ from diffusers import (
     UNet3DConditionModel,
     UniPCMultistepScheduler,
 )
-from transformers import CLIPTextConfig, CLIPTextModel
-
-from . import case, randn, randomize, tame
 
 BETAS = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 

@@ -1,6 +1,7 @@
 """Stable Diffusion XL and what is built on it: UNet pipelines with two text encoders, size conditioning, pooled prompts."""
 
-from diffusers import (
+from . import case, randn, randomize, tame
+from .installed import (
     ControlNetModel,
     ControlNetUnionModel,
     ControlNetXSAdapter,
@@ -21,8 +22,6 @@ from diffusers import (
     TCDScheduler,
     UNetControlNetXSModel,
 )
-
-from . import case, randn, randomize, tame
 from .sd import BETAS, SHALLOW, euler, unet, vae
 
 # Width of an embedded size or score, and of a pooled prompt.

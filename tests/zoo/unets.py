@@ -1,7 +1,10 @@
 """What else denoises with a UNet: Kolors, Kandinsky, Stable Cascade, AnimateDiff, sound."""
 
 import torch
-from diffusers import (
+
+from . import case, randn, randomize, tame
+from .flow import PROMPTS, tokenizer
+from .installed import (
     AnimateDiffControlNetPipeline,
     AnimateDiffPAGPipeline,
     AnimateDiffPipeline,
@@ -10,6 +13,10 @@ from diffusers import (
     AudioLDM2UNet2DConditionModel,
     AudioLDMPipeline,
     AutoencoderKL,
+    ClapTextConfig,
+    ClapTextModelWithProjection,
+    CLIPTextConfig,
+    CLIPTextModelWithProjection,
     CMStochasticIterativeScheduler,
     ConsistencyModelPipeline,
     ControlNetModel,
@@ -17,6 +24,8 @@ from diffusers import (
     DDPMScheduler,
     DDPMWuerstchenScheduler,
     EulerDiscreteScheduler,
+    GPT2Config,
+    GPT2LMHeadModel,
     Kandinsky3Pipeline,
     Kandinsky3UNet,
     KandinskyPipeline,
@@ -24,31 +33,21 @@ from diffusers import (
     KandinskyV22Pipeline,
     KolorsPAGPipeline,
     KolorsPipeline,
+    MCLIPConfig,
+    MultilingualCLIP,
     MusicLDMPipeline,
     PIAPipeline,
+    SpeechT5HifiGan,
+    SpeechT5HifiGanConfig,
     StableCascadeDecoderPipeline,
     StableCascadePriorPipeline,
     StableCascadeUNet,
+    T5Config,
+    T5EncoderModel,
     UNet2DModel,
     UNetMotionModel,
     VQModel,
 )
-from diffusers.pipelines.kandinsky.text_encoder import MCLIPConfig, MultilingualCLIP
-from transformers import (
-    ClapTextConfig,
-    ClapTextModelWithProjection,
-    CLIPTextConfig,
-    CLIPTextModelWithProjection,
-    GPT2Config,
-    GPT2LMHeadModel,
-    SpeechT5HifiGan,
-    SpeechT5HifiGanConfig,
-    T5Config,
-    T5EncoderModel,
-)
-
-from . import case, randn, randomize, tame
-from .flow import PROMPTS, tokenizer
 from .sd import BETAS, unet, vae
 from .sdxl import ADDED, control_config, picture, tamed, xl
 

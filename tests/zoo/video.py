@@ -1,7 +1,12 @@
 """Videos: CogVideoX, Wan and what is built on it, LTX, Mochi, HunyuanVideo, and others with a time axis."""
 
 import torch
-from diffusers import (
+from PIL import Image
+
+from . import case, randn, randomize, tame
+from .dit import EMBEDS, LINEAR, MASKS, TEXT
+from .flow import SIGMAS, SIZE, absent, euler
+from .installed import (
     AllegroPipeline,
     AllegroTransformer3DModel,
     AutoencoderKLCogVideoX,
@@ -15,6 +20,9 @@ from diffusers import (
     ChronoEditPipeline,
     ChronoEditTransformer3DModel,
     ClassifierFreeGuidance,
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    CLIPVisionModel,
     CogVideoXDDIMScheduler,
     CogVideoXDPMScheduler,
     CogVideoXFunControlPipeline,
@@ -32,6 +40,7 @@ from diffusers import (
     HunyuanVideoPipeline,
     HunyuanVideoTransformer3DModel,
     LTX2Pipeline,
+    LTX2TextConnectors,
     LTX2VideoTransformer3DModel,
     LTXConditionPipeline,
     LTXImageToVideoPipeline,
@@ -52,13 +61,6 @@ from diffusers import (
     WanVACEPipeline,
     WanVACETransformer3DModel,
 )
-from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
-from PIL import Image
-from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
-
-from . import case, randn, randomize, tame
-from .dit import EMBEDS, LINEAR, MASKS, TEXT
-from .flow import SIGMAS, SIZE, absent, euler
 from .qwen import qwen_vae
 from .unets import weaken
 
