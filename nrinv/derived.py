@@ -81,11 +81,13 @@ def _absent(name):
 
 
 @functools.cache
-def _derive(cls, scheduler_class):
-    """`cls` on top of scheduler_class, with the latter's signatures: pipelines look at them to decide what to pass."""
-    members = {name: rebind(getattr(cls, name)) for name in ("step", "set_timesteps")}
+def _derive(cls, scheduler_class, **methods):
+    """`cls` on top of scheduler_class, with the signatures of the latter's methods: pipelines look at them to decide what to
+    pass.
+    """
+    members = {name: rebind(getattr(cls, name)) for name in methods}
     for name, method in members.items():
-        method.__signature__ = inspect.signature(getattr(scheduler_class, name))
+        method.__signature__ = inspect.signature(methods[name])
     # Pipelines also look at which methods there are.
     members.update({name: _absent(name) for name in OPTIONAL_METHODS if not hasattr(scheduler_class, name)})
     return type(cls.__name__, (cls, scheduler_class), {**members, "__module__": cls.__module__})
@@ -103,7 +105,10 @@ class Derived:
     """
 
     def __new__(cls, scheduler=None, *args, **kwargs):
-        return object.__new__(cls if scheduler is None else _derive(cls, type(scheduler)))
+        if scheduler is None:
+            return object.__new__(cls)
+        own = type(scheduler)
+        return object.__new__(_derive(cls, own, step=own.step, set_timesteps=own.set_timesteps))
 
     def __init__(self, inner):
         check_methods(inner)

