@@ -20,8 +20,8 @@ from .pipeline import invert as invert
 from .plots import sheet as sheet
 from .rare import RareOutput as RareOutput
 from .rare import rare as rare
-from .sampler import natural_guess as natural_guess
 from .sampler import read_sampler as read_sampler
 from .solver import Solver as Solver
+from .solver import natural_guess as natural_guess
 
 __version__: str

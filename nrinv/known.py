@@ -306,7 +306,12 @@ def channels(pipe) -> set[int]:
 
 def check_pipeline(pipe) -> None:
     """Refuse pipelines whose loop is known to be no sampler of its scheduler alone."""
-    name, known = type(pipe).__name__, parameters(pipe)
+    name = type(pipe).__name__
+    if is_one_of(pipe, ("ModularPipeline",)):
+        raise ValueError(
+            f"pipe: {name} is made of blocks, which cannot be inverted; give the model's DiffusionPipeline, where it has one"
+        )
+    known = parameters(pipe)
     if (why := refusal(pipe, REFUSED_PIPELINES)) is not None:
         raise ValueError(f"pipe: {why[0]} {why[1]}, which cannot be inverted")
     if getattr(pipe, "scheduler", None) is None:

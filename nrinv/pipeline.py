@@ -127,7 +127,7 @@ def invert(
 
     solver: a name, a `Solver` with its options, or a method of one's own (`nrinv.solver.Method`).
     max_nfe: network evaluations a step, on average; default 4 up to 8 steps, 3 beyond, 1 where the scheduler needs rounds of
-    defect correction, 20 in whole passes.
+    defect correction (a larger number makes more of them), 20 in whole passes.
     tol: a step ends at a relative residual of tol; None is 1e-4, or half the distance of two numbers of the network's dtype
     if that is more: no residual can fall below what rounding leaves.
     noise: "record" draws the noise of a stochastic scheduler from `generator` in the pipeline's own order; "absorb" draws

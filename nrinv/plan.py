@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from .layout import proportion
-from .sampler import draw_noises, first_evaluation, natural_guess, read_sampler, start_at
+from .sampler import draw_noises, first_evaluation, read_sampler, start_at
+from .solver import natural_guess
 
 
 @dataclass(frozen=True)

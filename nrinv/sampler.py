@@ -170,20 +170,6 @@ def read_sampler(
     return Sampler(timesteps, steps, inputs, _read_levels(scheduler, start, inputs, stop not in (None, whole)))
 
 
-def natural_guess(sampler: Sampler, target: torch.Tensor, seed: int = 0) -> torch.Tensor | None:
-    """Where the inversion of `target` [B, ...] best starts: a noisy image of the last step's level, S z_0 + sigma n.
-
-    Its solution inherits the noise's nature; started from the clean image itself, a step without contraction ends in noise
-    that is none.  The noise is the same for every image of a batch, so that each is inverted as it would be alone, and on
-    every machine and device.  Returns None if the sampler does not tell its levels.
-    """
-    if sampler.levels is None:
-        return None
-    signal, sigma = sampler.levels[-2]
-    noise = np.random.default_rng(seed).standard_normal(tuple(target.shape[1:]), dtype=np.float32)
-    return signal * target + sigma * torch.from_numpy(noise).to(target)
-
-
 # ---------------------------------------------------------------------------------------------------------- what is refused
 
 

@@ -84,6 +84,25 @@ class Solver:
         return Inversion(sampler, target, solver=solver, rounds=rounds, max_nfe=max_nfe, order=order, **options, **given)
 
 
+def natural_guess(sampler: Sampler, target: Any, seed: int = 0) -> Any:
+    """Where the inversion of `target` [B, ...] best starts: a noisy image of the last step's level, S z_0 + sigma n.
+
+    target: a NumPy array or a torch tensor of floating-point numbers; the guess is like it.  seed: of the noise n.
+    Its solution inherits the noise's nature; started from the clean image itself, a step without contraction ends in noise
+    that is none.  The noise is the same for every image of a batch, so that each is inverted as it would be alone, and on
+    every machine and device.  Returns None if the sampler does not tell its levels.
+    """
+    if sampler.levels is None:
+        return None
+    signal, sigma = (float(level) for level in sampler.levels[-2])
+    noise = np.random.default_rng(seed).standard_normal(tuple(target.shape[1:]), dtype=np.float32)
+    if isinstance(target, np.ndarray):
+        return (signal * target + sigma * noise).astype(target.dtype)
+    import torch
+
+    return signal * target + sigma * torch.from_numpy(noise).to(target)
+
+
 def as_solver(solver: str | Method) -> Method:
     """A `Solver` by its name, or what was given if it can be one."""
     if isinstance(solver, str):

@@ -435,6 +435,8 @@ inversion = nrinv.Inversion(nrinv.Sampler([1, 0], steps, [1, 1]), np.ones((2, 3)
 while request := inversion.next():
     inversion.feed(0.5 * request.sample)
 np.testing.assert_allclose(inversion.result().latents, np.full((2, 3), 0.75**-2), rtol=1e-5)
+leveled = nrinv.Sampler([1, 0], steps, [1, 1], [[1, 2], [1, 1], [1, 0]])
+assert nrinv.natural_guess(leveled, np.ones((2, 3), np.float32)).shape == (2, 3)
 try:
     nrinv.invert
 except ImportError as error:

@@ -9,7 +9,7 @@ from mixture import BETAS, Mixture, draw, invert
 from zoo.schedulers import make
 
 import nrinv
-from nrinv.sampler import natural_guess
+from nrinv import natural_guess
 
 CALL = {"num_inference_steps": 4, "guidance_scale": 1.0}
 
@@ -90,6 +90,7 @@ def test_the_natural_guess():
         assert torch.equal(natural_guess(sampler, target[some], seed=3), guess[some])
     assert not torch.allclose(natural_guess(sampler, target, seed=4), guess)
     assert natural_guess(sampler, target.half()).dtype == torch.float16
+    np.testing.assert_allclose(natural_guess(sampler, target.numpy(), seed=3), guess.numpy(), rtol=1e-6, atol=1e-6)
     signal, sigma = sampler.levels[-2]
     noise = (guess - signal * target) / sigma
     assert torch.allclose(noise[0], noise[1], atol=1e-5)

@@ -160,6 +160,13 @@ def test_pipelines_that_cannot_be_inverted_are_refused_before_the_network_runs()
     pixels = diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler(clip_sample=False))
     with pytest.raises(ValueError, match="pipe: DDPMPipeline takes no latents"):
         nrinv.invert(pixels, torch.zeros(1, 3, 8, 8))
+
+    class Blocks(diffusers.ModularPipeline):
+        def __init__(self):
+            pass
+
+    with pytest.raises(ValueError, match="pipe: Blocks is made of blocks"):
+        nrinv.invert(Blocks(), torch.zeros(1, 4, 8, 8), "a dog")
     pipe, call, latents = zoo.make("SD3, inpaint blended")
     calls = []
     pipe.transformer.register_forward_hook(lambda *args: calls.append(1))
