@@ -294,7 +294,13 @@ def _drawn_from(driver):
 
 def _stock_run(driver, out, **options):
     recorder = Recorder(stock_scheduler(driver.pipe, out), driver.pipe, out, **options)
-    outcome = driver.run(recorder, out.latents.to(driver.pipe._execution_device))
+    try:
+        outcome = driver.run(recorder, out.latents.to(driver.pipe._execution_device))
+    except Exception:
+        if not recorder.complete:
+            raise
+        driver.pipe.maybe_free_model_hooks()
+        return recorder  # not every pipeline has latents for its output: it is as if it had been left
     if isinstance(outcome, Returned):
         recorder.returned()
         recorder.output = outcome.output[0]

@@ -175,7 +175,7 @@ class Recorder(ReplayScheduler):
         self.sample, self.output, self.strayed, self.unlike = None, None, None, 0.0
 
     def set_timesteps(self, *args, **kwargs):
-        if self._answers is not None and self.sample is not None and self._evaluation == self._count:
+        if self._answers is not None and self.complete:
             self._stray("it sets its timesteps again after its loop")
         super().set_timesteps(*args, **kwargs)
         self.defects = []
@@ -185,12 +185,17 @@ class Recorder(ReplayScheduler):
             self._compare(self._signature.bind(*args, **kwargs).arguments)
         output = super().step(*args, **kwargs)
         self.sample = output[0]
-        if self._evaluation == self._count and self._answers is None:
+        if self.complete and self._answers is None:
             raise Left(Done())
         return output
 
+    @property
+    def complete(self):
+        """Whether all evaluations have been made."""
+        return self.sample is not None and self._evaluation == self._count
+
     def _compare(self, given):
-        if self._evaluation == self._count:
+        if self.complete:
             self._stray("it steps its scheduler again after its last timestep")
         if self._evaluation and not torch.equal(given["sample"], self.sample):
             self._stray("it changes the latents between its steps")

@@ -3,10 +3,11 @@
 Free-threaded Python runs it without the packages that the other tests need: pytest --noconftest tests/test_extension.py
 """
 
-import importlib
+import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,12 +18,16 @@ E, K, THREADS = 4, 2, 8
 SHAPE = (2, 500)
 
 
-@pytest.fixture(scope="module")
-def sampler():
+def new_sampler():
     steps = np.zeros((E, 2 * E + K))
     for j in range(E):
         steps[j, j], steps[j, E + j], steps[j, 2 * E + j % K] = 1.05, -0.4, 0.1
     return Sampler(np.arange(E)[::-1] * 100.0, steps, np.full(E, 0.9))
+
+
+@pytest.fixture(scope="module")
+def sampler():
+    return new_sampler()
 
 
 def opened(sampler, seed):
@@ -104,19 +109,29 @@ else:
 """
 
 
-def test_another_interpreter_is_refused(sampler):
-    """NumPy belongs to the first interpreter, and so do we: an ImportError, and the first one goes on."""
+def test_another_interpreter_is_refused():
+    """NumPy belongs to the first interpreter, and so do we: an ImportError, and the first one goes on.
+
+    In a process of its own: once there was another interpreter, Python's check of the GIL answers yes to everything, and
+    torch refuses to differentiate.
+    """
     name = "_interpreters" if sys.version_info >= (3, 13) else "_xxsubinterpreters"
-    interpreters = importlib.import_module(name)
-    before = inverted(sampler, 0).latents
-    for _ in range(2):
-        other = interpreters.create()
-        try:
-            failure = (interpreters.exec if hasattr(interpreters, "exec") else interpreters.run_string)(other, OTHER)
-            assert failure is None, failure
-        finally:
-            interpreters.destroy(other)
-    assert np.array_equal(inverted(sampler, 0).latents, before)
+    program = f"""
+import sys
+sys.path[:0] = {sys.path!r}
+import {name} as interpreters
+import numpy as np
+from test_extension import inverted, new_sampler
+before = inverted(new_sampler(), 0).latents
+for _ in range(2):
+    other = interpreters.create()
+    failure = (interpreters.exec if hasattr(interpreters, "exec") else interpreters.run_string)(other, {OTHER!r})
+    assert failure is None, failure
+    interpreters.destroy(other)
+assert np.array_equal(inverted(new_sampler(), 0).latents, before)
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.skipif(not hasattr(sys, "_is_gil_enabled"), reason="this Python always has a GIL: needs 3.13 or later")

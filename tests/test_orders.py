@@ -118,10 +118,10 @@ def test_an_exception_in_a_callback_is_the_users(turbo, held_out):
 def test_passes_find_what_the_stock_pipeline_draws_from(base, held_out, scheduler):
     images, captions, _ = held_out
     base.scheduler = getattr(diffusers, scheduler).from_config(base.scheduler.config)
-    z = nrinv.encode(base, images[:2])
-    found = nrinv.invert(base, z, captions[:2], order="passes", max_nfe=30, tol=1e-5, return_trajectory=True, **LONG)
+    z = nrinv.encode(base, images[0])
+    found = nrinv.invert(base, z, captions[0], order="passes", max_nfe=30, tol=1e-5, return_trajectory=True, **LONG)
     assert found.order == "passes" and (found.step_nfe <= 30).all()
-    drawn = base(captions[:2], latents=found.latents, output_type="latent", **LONG).images
+    drawn = base(captions[0], latents=found.latents, output_type="latent", **LONG).images
     assert distance(drawn, z) < 0.02
     assert len(found.trajectory) == len(found.timesteps) + 1
 

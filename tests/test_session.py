@@ -134,7 +134,7 @@ def test_arguments_or_outputs_as_many_as_samples_are_no_list_of_samples(active):
 def test_a_batch_evaluates_what_its_samples_need(turbo, held_out):
     """Mixed difficulty: the evaluations add up to those of single runs, in whole calls of the network."""
     images, captions, _ = held_out
-    call = {"num_inference_steps": 4, "guidance_scale": 3.0, "max_nfe": 20, "tol": 3e-2}
+    call = {"num_inference_steps": 4, "guidance_scale": 3.0, "max_nfe": 20, "tol": 3e-2, "verify": False}
     blank = [img.point(lambda v: 128) for img in images[:4]]
     rows = []
     hook = turbo.unet.register_forward_hook(lambda module, args, output: rows.append(len(args[0])))
