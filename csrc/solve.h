@@ -87,20 +87,20 @@ struct nri_solve {
     bool *improved;         /* [B] the last evaluation set `best` */
     bool *finished;         /* [B] the last feed ended the sample */
     bool *failed;           /* [B] what was fed last was not finite */
-    double *mixed;          /* [B] norm of the residual that the next iterate is made with: it ends with `rate` times that */
+    double *mixed; /* [B] norm of the residual that the next iterate is made with: it ends with `rate` times that */
     double *stretch, *rate; /* [B] largest |r - r'| and |f - f'| over |z - z'| of two iterates, NaN where none were seen */
 
     /* of solve.c and newton.c alone */
-    double *merit, *length, *pull;      /* [B] smallest F / D, length of the step tried, lam w / rms(z - mu) */
+    double *merit, *length, *pull; /* [B] smallest F / D, length of the step tried, lam w / rms(z - mu) */
     int *best_at, *restarts, *failures; /* [B] of this equation */
-    bool *wants;                        /* [B] waits for a gradient */
-    bool *valid;                        /* [B][depth + 1] ring entries that may be mixed */
-    double *gram;                       /* [B][depth + 1][depth + 1] */
-    double *apart;                      /* [B][depth + 1][depth + 1] of stretch.c */
-    double *dots, *coef;                /* [B][the widest combination] */
-    bool *mark;                         /* [B] scratch */
-    uint8_t *moves;                     /* [B] what each sample does next */
-    void *block;                        /* the allocation behind the arrays */
+    bool *wants; /* [B] waits for a gradient */
+    bool *valid; /* [B][depth + 1] ring entries that may be mixed */
+    double *gram; /* [B][depth + 1][depth + 1] */
+    double *apart; /* [B][depth + 1][depth + 1] of stretch.c */
+    double *dots, *coef; /* [B][the widest combination] */
+    bool *mark; /* [B] scratch */
+    uint8_t *moves; /* [B] what each sample does next */
+    void *block; /* the allocation behind the arrays */
 };
 
 nri_status nri_solve_create(nri_solve *s);
