@@ -80,6 +80,9 @@ nri_status nri_begin_step(nri_inversion *inv);
 /* A first guess is in Z: start the step's equation. */
 nri_status nri_begin_equation(nri_inversion *inv);
 
+/* The estimated error of sample b, where the image misses its target by `missed`. */
+void nri_say_error(nri_inversion *inv, int64_t b, double missed);
+
 /* What the samples that finish with an evaluation leave behind: log, state, network output.  The last ends the step. */
 nri_status nri_settle(nri_inversion *inv, bool *ended);
 

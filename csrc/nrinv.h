@@ -164,7 +164,7 @@ typedef struct {
     int *step_nfe;           /* [E][B] of the last sweep, or of all passes */
     int *nfe;                /* [B] */
     nri_reason *reason;      /* [B]; with correct_only NRI_MAX_NFE, or NRI_NON_FINITE where every round failed */
-    double *error;           /* [B] |z_0 - Phi(z_T)| / |z_0| of a forward run, or estimated; NaN where not finite */
+    double *error;           /* [B] |z_0 - Phi(z_T)| / |z_0| of a forward run, or estimated; NaN where no number */
     bool *measured;          /* [B] the error is that of a forward run */
     double *growth;          /* [B] most that a step was seen to stretch a difference of states, NaN where not seen */
     int *restarts;           /* [B] how often a solver went back to its best iterate, or its start, for a shorter step */

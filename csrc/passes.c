@@ -167,8 +167,7 @@ end_pass(nri_inversion *inv)
     for (int64_t b = 0; b < inv->v->batch; b++) {
         inv->result.reason[b] = s->reason[b];
         inv->idle[b] = s->reason[b] == NRI_NON_FINITE;
-        double size = inv->target.scale[b];
-        inv->result.error[b] = inv->idle[b] ? NAN : fabs(inv->missed[b]) / (size > 0 ? size : 1);
+        nri_say_error(inv, b, fabs(inv->missed[b]));
     }
     return clean_outputs(inv);
 }

@@ -59,6 +59,13 @@ nri_begin_equation(nri_inversion *inv)
     return NRI_OK;
 }
 
+void
+nri_say_error(nri_inversion *inv, int64_t b, double missed)
+{
+    double size = inv->target.scale[b], error = missed / (size > 0 ? size : 1);
+    inv->result.error[b] = inv->result.reason[b] != NRI_NON_FINITE && isfinite(error) ? error : NAN; /* it may overflow */
+}
+
 /*
 The error of a redraw from what its steps miss.  The state that a step returns is off by the residual that it is made with,
 times `rate`; the sampler takes that on, and stretches it by |A| `stretch` in each further step.  What one step has not told
@@ -82,8 +89,7 @@ estimate(nri_inversion *inv, int64_t b, double miss)
     miss = fmax(miss * inv->rate[b], FLT_EPSILON * s->scale[b]);
     inv->missed[b] = hypot(inv->missed[b], A * miss * inv->grown[b]);
     inv->grown[b] *= A * inv->stretch[b];
-    double size = inv->target.scale[b];
-    inv->result.error[b] = inv->result.reason[b] == NRI_NON_FINITE ? NAN : inv->missed[b] / (size > 0 ? size : 1);
+    nri_say_error(inv, b, inv->missed[b]);
 }
 
 static void

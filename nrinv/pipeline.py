@@ -255,7 +255,7 @@ def _find(driver, task, order, verify, return_trajectory, return_defects):
 def _is_unsure(driver, scheduler, result):
     """Whether the error of a sample may be far from its estimate."""
     one_step, guided = len(scheduler.plan.sampler) == 1, is_guided(driver.pipe, driver.call)
-    told = result.measured | (((result.growth <= _GROWTH) | one_step) & (not guided))
+    told = result.measured | (((result.growth <= _GROWTH) | one_step) & np.isfinite(result.error) & (not guided))
     return not all(sure or reason == "non_finite" for sure, reason in zip(told, result.reasons, strict=True))
 
 
