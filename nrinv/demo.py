@@ -66,7 +66,7 @@ def run(model, *, image, prompt, edit, steps, screen):
         screen.phase(what)
         started = time.perf_counter()
         with network_time(pipe) as calls:
-            inv = invert(pipe, image, prompt, **size, **sampler, **options)
+            inv = invert(pipe, image, prompt, verify=False, **size, **sampler, **options)  # it is drawn again below
         inside, whole = sum(calls), time.perf_counter() - started
         screen.phase("draw")
         return inv, generate(pipe, inv, output_type="pt").images.float().cpu(), inside, whole - inside
