@@ -200,7 +200,8 @@ mix(nri_solve *s, int64_t b, int count)
         s->coef[b * count + index[used - 1]] = 1;
     }
     if (used > 1) {
-        nri_stretch_measure(s, b, s->valid[b * n + ring(s, s->k + n - 1)] ? ring(s, s->k + n - 1) : index[0], ring(s, s->k));
+        int last = ring(s, s->k + n - 1);
+        nri_stretch_measure(s, b, s->valid[b * n + last] ? last : index[0], ring(s, s->k));
     }
     s->mixed[b] = nri_mixed_norm(gram, n, s->coef + b * count, count);
     nri_stretch_move(s, b, s->coef + b * count, count, ring(s, s->k + 1));

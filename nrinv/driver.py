@@ -42,7 +42,6 @@ class Driver:
         own = {"latents": start, "generator": self.generator, "output_type": "latent", "return_dict": True}
         own = {name: value for name, value in own.items() if name in known}
         self.random.restore()
-        self.counters.restore()
         with (
             replaced(pipe, scheduler=scheduler),
             kept_processors(pipe),

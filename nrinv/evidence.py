@@ -93,7 +93,7 @@ def _doubts_of_module(module):
 class Counters:
     """Numbers that the sources of doubts keep on themselves, such as how often they were called.
 
-    They are put back before each call of the pipeline, and afterwards: a stock call finds them as they were.
+    They are put back after each call of the pipeline: the next one, and a stock call, finds them as they were.
     """
 
     def __init__(self, doubts):
@@ -117,8 +117,7 @@ def _is_plain_object(thing):
 def key(pipe, call, doubts, *more):
     """What a call is told by: its class, the values of its numbers, the shapes of all else, and the sources of doubts."""
     shape = tuple(sorted((name, _shape(name, value)) for name, value in call.items()))
-    scheduler = type(pipe.scheduler), len(getattr(pipe.scheduler, "config", {}))
-    return type(pipe), scheduler, shape, tuple(_reference(one.source) for one in doubts), *more
+    return type(pipe), type(pipe.scheduler), shape, tuple(_reference(one.source) for one in doubts), *more
 
 
 def _reference(source):

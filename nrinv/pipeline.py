@@ -181,7 +181,8 @@ def invert(
         if correct:
             out = replace(out, psnr_loss=_psnr_loss(driver, source[samples], out.corrected))
         found.append(out)
-    return found[0] if len(found) == 1 else concatenate(found, prompt, call)
+    whole = found[0] if len(found) == 1 else concatenate(found, prompt, call)
+    return replace(whole, networks=fingerprint(pipe))
 
 
 def _encoding_rounds(encode):
@@ -231,21 +232,21 @@ def _find(driver, task, order, verify, return_trajectory, return_defects):
         if isinstance(outcome, Unfollowed):
             why = outcome.why
             continue
-        out, corrected, along = _output(driver, scheduler, outcome.result), outcome.result.corrected, None
+        out, corrected, defects = _output(driver, scheduler, outcome.result), outcome.result.corrected, None
         end = scheduler.layout.sample(driver.target) if corrected is None else corrected  # of a stock run from the noise
         if check and (why := _strays(driver, scheduler, out, end)) is not None:
             continue
         if check:
             remember(call, which)
         if return_defects:  # with rounds the trajectory is that of a forward run, which ends beside the image
-            along = _stock_run(driver, out, trajectory=[*out.trajectory[:-1], end])
+            defects = _stock_run(driver, out, trajectory=[*out.trajectory[:-1], end]).defects
         if verify or (verify is None and _is_unsure(driver, scheduler, outcome.result)):
             error = _relative(_stock_run(driver, out).sample, end)
             out = replace(out, error=error, measured=np.isfinite(error))
         return replace(
             out,
             trajectory=out.trajectory if return_trajectory else None,
-            defects=along.defects if return_defects else None,
+            defects=defects,
             nfe=out.nfe + driver.evaluations - scheduler.fed,
         )
     because = f", because of {', '.join(one.what for one in driver.doubts)}" if driver.doubts else ""
@@ -272,7 +273,6 @@ def _output(driver, scheduler, result):
         order=scheduler.driving,
         prompt=driver.call.get("prompt"),
         call=driver.call.like({**driver.call.kept(), **_drawn_from(driver)}),
-        networks=fingerprint(pipe),
         pipeline=type(pipe).__name__,
         scheduler=type(pipe.scheduler).__name__,
         scheduler_config=dict(pipe.scheduler.config),

@@ -69,7 +69,7 @@ def _image_jobs(screen, images, output, kinds, ending, skip_existing, captions, 
     return _jobs(screen, sources, several, outputs(sources, several, output, kinds, ending), skip_existing, prompts)
 
 
-def _size(call, image):
+def drawn_size(call, image):
     """Height and width that an image is drawn with."""
     return call.get("height") or image.height, call.get("width") or image.width
 
@@ -158,7 +158,7 @@ def invert(
 
     def work(batch, names):
         found = [image for _, image in batch]
-        check_memory(pipe, "size", len(batch), *_size(call, found[0]))
+        check_memory(pipe, "size", len(batch), *drawn_size(call, found[0]))
         prompts = _of_all([job.prompt or "" for job, _ in batch])
         screen.phase(f"invert {names}")
         with screen.watched(pipe):
@@ -285,7 +285,7 @@ def _model_of(screen, path, inv, given):
             f"model must be given for {str(path)!r}: it was made with a {inv.pipeline} under {inv.scheduler}, and with none "
             "of the embedded models"
         )
-    if given in KINDS and own in KINDS and given != own and not getattr(inv, "networks", None):  # else `generate` warns
+    if given in KINDS and own in KINDS and given != own and not inv.networks:  # else `generate` warns
         screen.complain(
             f"warning: {str(path)!r} was made with {own}, as its scheduler tells; {given} draws another image from it"
         )
@@ -341,7 +341,7 @@ def edit(
 
     def work(batch, names):
         found, prompts = [image for _, image in batch], _of_all([job.prompt for job, _ in batch])
-        check_memory(pipe, "size", len(batch), *_size(call, found[0]))
+        check_memory(pipe, "size", len(batch), *drawn_size(call, found[0]))
         screen.phase(f"invert {names}")
         with screen.watched(pipe):
             given = {"generator": generators(pipe, seed, len(batch)), "seed": seed, "max_nfe": max_nfe}

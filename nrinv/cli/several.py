@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .draw import pictures
+from .draw import drawn_size, pictures
 from .options import (
     Drawing,
     MaxNfeOption,
@@ -27,7 +27,7 @@ _ON_SHEET = 160
 
 
 def _height_and_width(call, images):
-    sizes = {(call.get("height") or one.height, call.get("width") or one.width) for one in images}
+    sizes = {drawn_size(call, one) for one in images}
     if len(sizes) > 1:
         raise ValueError(f"size must be given for images of several sizes, got {sorted(sizes)}")
     return sizes.pop()

@@ -89,6 +89,14 @@ def joined(header, body):
     return len(text).to_bytes(8, "little") + text + body
 
 
+def signed(header, body):
+    """A file whose digest is right, whatever the rest is."""
+    header["__metadata__"]["sha256"] = "0" * 64
+    data = joined(header, body)
+    before, digest, after = files.signed(data, data.index(b'"sha256":"'))
+    return bytes(before) + digest.encode() + bytes(after)
+
+
 FIELDS, BYTES = {}, {}
 
 
@@ -99,6 +107,20 @@ def field(reason, name=None):
 
 def raw(reason):
     return lambda change: BYTES.setdefault(change.__name__, (change, reason))
+
+
+def header(reason, close=joined):
+    """change(header) of a good file in its place; close(header, body) makes a file of it."""
+
+    def register(change):
+        def changed(data):
+            header, body = parts(data)
+            change(header)
+            return close(header, body)
+
+        BYTES[change.__name__] = changed, reason
+
+    return register
 
 
 def setting(place, value, reason):
@@ -358,25 +380,19 @@ def a_tensor_twice(data):
     return joined(text[:-1] + b"," + entry + b"}", body)
 
 
-@raw("it has no digest")
-def no_digest(data):
-    header, body = parts(data)
+@header("it has no digest")
+def no_digest(header):
     del header["__metadata__"]["sha256"]
-    return joined(header, body)
 
 
-@raw("it has no digest")
-def a_digest_that_is_none(data):
-    header, body = parts(data)
+@header("it has no digest")
+def a_digest_that_is_none(header):
     header["__metadata__"]["sha256"] = "good"
-    return joined(header, body)
 
 
-@raw("its digest is another")
-def a_digest_of_zeros(data):
-    header, body = parts(data)
+@header("its digest is another")
+def a_digest_of_zeros(header):
     header["__metadata__"]["sha256"] = "0" * 64
-    return joined(header, body)
 
 
 @raw("its digest is another")
@@ -399,51 +415,31 @@ def another_prompt(data):
     return data.replace(b"a dog", b"a cow")
 
 
-@raw("its tensors")
-def places_that_overlap(data):
-    header, body = parts(data)
+@header("its tensors", signed)
+def places_that_overlap(header):
     header["latents"]["data_offsets"] = header["corrected"]["data_offsets"]
-    return signed(header, body)
 
 
-@raw("its tensors")
-def a_place_outside_of_the_file(data):
-    header, body = parts(data)
+@header("its tensors", signed)
+def a_place_outside_of_the_file(header):
     header["latents"]["data_offsets"] = [2**40, 2**40 + 960]
-    return signed(header, body)
 
 
-@raw("its tensors")
-def a_dtype_that_is_none(data):
-    header, body = parts(data)
+@header("its tensors", signed)
+def a_dtype_that_is_none(header):
     header["latents"]["dtype"] = "object"
-    return signed(header, body)
 
 
-@raw("its tensors")
-def a_shape_that_overflows(data):
-    header, body = parts(data)
+@header("its tensors", signed)
+def a_shape_that_overflows(header):
     header["latents"]["shape"] = [2**62, 2**62]
-    return signed(header, body)
 
 
-@raw("its metadata is no text")
-def metadata_that_is_no_text(data):
-    header, body = parts(data)
+@header("its metadata is no text", signed)
+def metadata_that_is_no_text(header):
     header["__metadata__"]["nrinv"] = {}
-    return signed(header, body)
 
 
-@raw("its metadata is no text")
-def no_metadata(data):
-    header, body = parts(data)
+@header("its metadata is no text", signed)
+def no_metadata(header):
     del header["__metadata__"]["nrinv"]
-    return signed(header, body)
-
-
-def signed(header, body):
-    """A file whose digest is right, whatever the rest is."""
-    header["__metadata__"]["sha256"] = "0" * 64
-    data = joined(header, body)
-    before, digest, after = files.signed(data, data.index(b'"sha256":"'))
-    return bytes(before) + digest.encode() + bytes(after)

@@ -1,55 +1,11 @@
-/*
-Every allocation failing once.  The linker sends malloc, calloc and free of the program here (-Wl,--wrap), the core's and
-the tests'; only while `armed` is anything counted or refused.
-*/
+/* Every allocation failing once. */
 #include <stdint.h>
 #include <stdlib.h>
 
+#include "alloc.h"
 #include "arena.h"
 #include "check.h"
 #include "toy.h"
-
-void *__real_malloc(size_t size);
-void *__real_calloc(size_t n, size_t size);
-void __real_free(void *p);
-void *__wrap_malloc(size_t size);
-void *__wrap_calloc(size_t n, size_t size);
-void __wrap_free(void *p);
-
-static bool armed;
-static int until_failure, living;
-
-static bool
-refused(void)
-{
-    return armed && until_failure-- == 0;
-}
-
-static void *
-counted(void *p)
-{
-    living += armed && p;
-    return p;
-}
-
-void *
-__wrap_malloc(size_t size)
-{
-    return refused() ? NULL : counted(__real_malloc(size));
-}
-
-void *
-__wrap_calloc(size_t n, size_t size)
-{
-    return refused() ? NULL : counted(__real_calloc(n, size));
-}
-
-void
-__wrap_free(void *p)
-{
-    living -= armed && p;
-    __real_free(p);
-}
 
 /* Inverts again and again, with the first allocation failing, the second ..., until none is left to fail. */
 static void
@@ -61,14 +17,11 @@ check_failures(toy_form f, nri_options o, toy_outcome *out)
     nri_status status = NRI_NO_MEMORY;
     int n = 0;
     for (; status != NRI_OK && n < 100; n++) {
-        living = 0;
-        until_failure = n;
-        armed = true;
+        alloc_arm(n);
         status = toy_invert(&f, &net, &o, &p, toy_sound, out);
-        armed = false;
+        CHECK(alloc_disarm() == 0);
         CHECK(status == NRI_OK || status == NRI_NO_MEMORY);
-        CHECK((status == NRI_OK) == (until_failure >= 0));
-        CHECK(living == 0);
+        CHECK((status == NRI_OK) == !alloc_failed());
     }
     CHECK(status == NRI_OK);
     CHECK(n > 5);
@@ -82,14 +35,11 @@ check_run(nri_status (*run)(void))
     nri_status status = NRI_NO_MEMORY;
     int n = 0;
     for (; status != NRI_OK && n < 100; n++) {
-        living = 0;
-        until_failure = n;
-        armed = true;
+        alloc_arm(n);
         status = run();
-        armed = false;
+        CHECK(alloc_disarm() == 0);
         CHECK(status == NRI_OK || status == NRI_NO_MEMORY);
-        CHECK((status == NRI_OK) == (until_failure >= 0));
-        CHECK(living == 0);
+        CHECK((status == NRI_OK) == !alloc_failed());
     }
     CHECK(status == NRI_OK);
     CHECK(n > 2);

@@ -1,4 +1,4 @@
-/* Bytes that become numbers, and allocations that fail (the linker's --wrap sends them here), see fuzz.h. */
+/* Bytes that become numbers, see fuzz.h. */
 #include "fuzz.h"
 
 #include <float.h>
@@ -64,70 +64,4 @@ fuzz_tensor(void *data, int64_t shape[2], int64_t batch, int64_t elements)
     shape[0] = batch;
     shape[1] = elements;
     return (nri_tensor){.data = data, .dtype = NRI_FLOAT32, .device_type = 1, .ndim = 2, .shape = shape};
-}
-
-void *__real_malloc(size_t size);
-void *__real_calloc(size_t n, size_t size);
-void __real_free(void *p);
-void *__wrap_malloc(size_t size);
-void *__wrap_calloc(size_t n, size_t size);
-void __wrap_free(void *p);
-
-static bool armed, failed;
-static int until_failure, living;
-
-static bool
-refused(void)
-{
-    bool now = armed && until_failure-- == 0;
-    failed |= now;
-    return now;
-}
-
-static void *
-counted(void *p)
-{
-    living += armed && p;
-    return p;
-}
-
-void *
-__wrap_malloc(size_t size)
-{
-    return refused() ? NULL : counted(__real_malloc(size));
-}
-
-void *
-__wrap_calloc(size_t n, size_t size)
-{
-    return refused() ? NULL : counted(__real_calloc(n, size));
-}
-
-void
-__wrap_free(void *p)
-{
-    living -= armed && p;
-    __real_free(p);
-}
-
-void
-fuzz_arm(int n)
-{
-    living = 0;
-    failed = false;
-    until_failure = n;
-    armed = true;
-}
-
-bool
-fuzz_failed(void)
-{
-    return failed;
-}
-
-void
-fuzz_disarm(void)
-{
-    armed = false;
-    MUST(living == 0);
 }

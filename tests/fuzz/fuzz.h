@@ -1,5 +1,5 @@
 /*
-What the fuzz targets share: bytes that become numbers, allocations that fail, and what must hold.
+What the fuzz targets share: bytes that become numbers, and what must hold.
 
 A target is LLVMFuzzerTestOneInput.  libFuzzer calls it where clang has it; driver.c where not.
 */
@@ -12,6 +12,7 @@ A target is LLVMFuzzerTestOneInput.  libFuzzer calls it where clang has it; driv
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "alloc.h"
 #include "nrinv.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
@@ -30,11 +31,6 @@ int fuzz_int(fuzz_bytes *in, int usual);   /* 0..usual, rarely anything */
 
 /* float32 host tensor [batch, elements]; `shape` must live as long as the tensor. */
 nri_tensor fuzz_tensor(void *data, int64_t shape[2], int64_t batch, int64_t elements);
-
-/* From here to fuzz_disarm, allocations are counted, and the n-th fails, none if n < 0. */
-void fuzz_arm(int n);
-bool fuzz_failed(void); /* whether one has failed */
-void fuzz_disarm(void); /* stops if something was not freed */
 
 /* Stops the run where something does not hold. */
 #define MUST(what) \

@@ -367,15 +367,15 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     fuzz_bytes in = {data, data + size};
     session s = {.in = &in};
-    fuzz_arm(fuzz_rarely(&in) ? fuzz_pick(&in, 12) : -1);
+    alloc_arm(fuzz_rarely(&in) ? fuzz_pick(&in, 12) : -1);
     nri_status status = run(&s);
-    MUST(!fuzz_failed() || status == NRI_NO_MEMORY);
-    MUST(fuzz_failed() || status != NRI_NO_MEMORY);
+    MUST(!alloc_failed() || status == NRI_NO_MEMORY);
+    MUST(alloc_failed() || status != NRI_NO_MEMORY);
     MUST((size_t)status <= NRI_NOT_UNIQUE && status != NRI_BACKEND && status != NRI_BAD_ORDER);
     nri_inversion_destroy(s.inv);
     nri_space_destroy(s.v);
     nri_sampler_destroy(s.sampler);
     nri_sampler_destroy(s.from);
-    fuzz_disarm();
+    MUST(alloc_disarm() == 0);
     return 0;
 }

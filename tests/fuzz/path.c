@@ -99,10 +99,10 @@ LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     fuzz_bytes in = {data, data + size};
     nri_space *v = NULL;
-    fuzz_arm(fuzz_rarely(&in) ? fuzz_pick(&in, 6) : -1);
+    alloc_arm(fuzz_rarely(&in) ? fuzz_pick(&in, 6) : -1);
     nri_status status = run(&in, &v);
-    MUST(fuzz_failed() == (status == NRI_NO_MEMORY));
+    MUST(alloc_failed() == (status == NRI_NO_MEMORY));
     nri_space_destroy(v);
-    fuzz_disarm();
+    MUST(alloc_disarm() == 0);
     return 0;
 }
